@@ -1,8 +1,8 @@
 """Asks the workers on their admin ports, and puts their figures together.
 
-A question goes to a worker's UNIX socket: one connection for each, with a deadline and a bound on the answer. Both ends are ours: a worker
-says how long its answer is, and closes the connection after it. `total` makes the totals for `/status`. `MergedMetrics` makes one text for
-`/metrics` in which each sample has the label `worker`.
+Each question has its own connection to the worker's UNIX socket, a deadline, and a bound on the answer. No HTTP client is needed, because
+both ends are ours: a worker always sends a Content-Length, and closes the connection after its answer. `total` makes the totals for
+`/status`. `MergedMetrics` makes one text for `/metrics` in which each sample has the label `worker`.
 """
 
 from __future__ import annotations
@@ -37,23 +37,24 @@ _find_type = re.compile(rb"\r\ncontent-type: *([ -~]{1,200})\r\n", re.IGNORECASE
 _find_allow = re.compile(rb"\r\nallow: *([A-Z, ]{1,100})\r\n", re.IGNORECASE).search
 
 READ_BY_EACH: Final = ("source", "control", "ingest", "history", "reloads")
-"""Sections of `/status` that say the same in each worker, since each reads the whole log. Their totals are the highest values."""
+"""Sections of `/status` that are nearly equal in all workers, since each reads the whole log. Their totals are the highest values."""
 
 WRITTEN_BY_EACH: Final = (("ingest", "delivery_s"), ("ingest", "write_s"), ("ingest", "publish_s"))
-"""What `ingest` measures of a worker's own writes to its clients: added, like the other sections."""
+"""Paths of the figures in `ingest` that measure a worker's writes to its own clients. Their totals are sums, as in the other sections."""
 
 HIGHEST: Final = (("hub", "topics"), ("handovers", "seconds"), ("connections", "rechecks", "late_s"))
-"""Figures of the other sections whose total is the highest value: a sum would count a topic once for each worker.
+"""Paths of figures of the other sections whose total is the highest value. A sum would count a topic once for each worker.
 
-They are paths: the counters by reason have keys of the same names.
+Names would not do: the counters by reason use the same names as keys.
 """
 
 LABEL: Final = "worker"
 PARENT: Final = "parent"
+"""The label of each merged sample, and its value for the parent's own process."""
 
 
 class NoAnswer(TowerwsError):
-    """A worker did not answer. `sent` tells whether it may have got the question."""
+    """A worker did not answer. `sent` tells whether the worker may have got the question."""
 
     def __init__(self, text: str, *, sent: bool) -> None:
         super().__init__(text)
@@ -70,13 +71,13 @@ def ask(
     body: bytes = b"",
     headers: Mapping[bytes, bytes] | None = None,
 ) -> Deferred[Answer]:
-    """Fires with the worker's answer. Fails with `NoAnswer`. `path` has the query, too."""
+    """Send a question to a worker. Fires with the answer, fails with `NoAnswer`. `path` includes the query."""
     lines = {b"host": b"localhost", **(headers or {}), b"connection": b"close", b"content-length": b"%d" % len(body)}
     head = b"".join(b"%s: %s\r\n" % line for line in lines.items())
     exchange = _Exchange(worker, b"%s %s HTTP/1.1\r\n%s\r\n%s" % (method, path, head, body))
     try:
         connector = reactor.connectUNIX(worker.membership.admin_path, _Factory(exchange), timeout=deadline_s)
-    except OSError as error:  # no descriptor is left for the socket
+    except OSError as error:  # this process has no descriptor left for the socket
         exchange.fail(f"can't be asked: {error.strerror}")
         return exchange.answer
 
@@ -107,7 +108,7 @@ class _Exchange(Protocol):
         self._sent = False
 
     def fail(self, why: str) -> None:
-        """Give up, unless there is an answer."""
+        """Fail with `NoAnswer`, unless the exchange has ended already."""
         if not self.answer.called:
             self.answer.errback(NoAnswer(f"worker {self._worker.number} {why}", sent=self._sent))
 
@@ -118,7 +119,7 @@ class _Exchange(Protocol):
         self._question = b""
 
     def dataReceived(self, data: bytes) -> None:
-        """Keep a piece of the answer."""
+        """Keep a piece of the answer. A longer answer than `MAX_ANSWER_BYTES` fails the exchange."""
         self._received += data
         if len(self._received) > MAX_ANSWER_BYTES:
             self.fail(f"answered more than {MAX_ANSWER_BYTES} bytes")
@@ -126,7 +127,7 @@ class _Exchange(Protocol):
             self.transport.abortConnection()
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
-        """Read the answer: it is whole, or the worker ended."""
+        """Read the answer, which ends with the connection. Fail if the answer is incomplete, because the worker ended."""
         if self.answer.called:
             return
         end = self._received.find(b"\r\n\r\n", 0, MAX_HEAD_BYTES)
@@ -150,7 +151,7 @@ class _Factory(ClientFactory):
         return self._exchange
 
     def clientConnectionFailed(self, connector: object, reason: Failure) -> None:
-        """There is no process at the socket, or the kernel refuses one more question."""
+        """Fail the exchange: no process listens on the socket, or the kernel refuses one more connection."""
         self._exchange.fail(f"can't be asked: {_why_not_connected(reason.value)}")
 
 
@@ -160,12 +161,15 @@ def _why_not_connected(error: Any) -> str:
         return "it has no process, or one that starts"
     if number is not None:
         return os.strerror(number)
-    # EAGAIN of connect(2): the queue is full (unix(7)). Twisted takes it for a connection that is under way, and then sees it closed.
+    # connect(2) failed with EAGAIN: the accept queue is full (unix(7)). Twisted takes EAGAIN for a connection under way, which then closes.
     return "too many questions wait for it already; try again in a moment"
 
 
 def total(figures: Sequence[object], path: tuple[str, ...] = (), *, highest: bool = False) -> object:
-    """Add the figures of several workers. Texts and lists that differ become None. `path` has the keys that lead to them."""
+    """Return the totals of the figures of several workers: sums, or the highest values (`highest`).
+
+    Texts and lists that differ become None. `path` has the keys of `/status` that lead to these figures.
+    """
     present = [each for each in figures if each is not None]
     if not present:
         return None
@@ -205,7 +209,7 @@ class OwnMetrics(Collector):
 
 
 class MergedMetrics:
-    """Makes the parent's `/metrics`: what the workers answered, and the figures of the parent and its process."""
+    """Makes the parent's `/metrics`: the workers' samples, the metrics about workers, and those of the parent's process."""
 
     def __init__(self, workers: Sequence[Worker]) -> None:
         self._own = CollectorRegistry()
@@ -216,7 +220,7 @@ class MergedMetrics:
         GCCollector(registry=self._process)
 
     def present(self, answers: Mapping[str, bytes]) -> bytes:
-        """Return one text. `answers` has the workers' texts by the value of the label."""
+        """Return the text of `/metrics`. `answers` has the workers' texts, by the value of their label `worker`."""
         merged: dict[str, Metric] = {}
         for worker, text in {**answers, PARENT: generate_latest(self._process)}.items():
             for family in text_string_to_metric_families(text.decode()):
@@ -228,13 +232,13 @@ class MergedMetrics:
 
 
 class _Made(Collector):
-    """Metrics that are made already."""
+    """A collector of metrics that exist already."""
 
     def __init__(self, metrics: Sequence[Metric]) -> None:
         self._metrics = metrics
 
     def describe(self) -> Sequence[Metric]:
-        """Return nothing: names are unique by construction."""
+        """Return nothing, so that the registry doesn't check the names. They are unique, since they were keys."""
         return []
 
     def collect(self) -> Sequence[Metric]:

@@ -1,8 +1,8 @@
-"""The parent's child processes: starts the workers, hears how they are, starts again what ended, and reaps every process that it inherits.
+"""The parent's child processes: starts the workers, reads their state, restarts those that ended, and reaps every process that it inherits.
 
-A worker tells its parent what a daemon tells systemd (`towerws.service_manager`), on a socket of its own: READY, STATUS, STOPPING,
-RELOADING, WATCHDOG and MAINPID. So the parent needs no protocol of its own, and follows a hand-over as systemd does. One message is only
-for the parent: `MOVING`, while a worker's admin port is not read.
+A worker sends its parent the notifications that a daemon sends to systemd (`towerws.service_manager`): READY, STATUS, STOPPING, RELOADING,
+WATCHDOG and MAINPID. Each worker has a socket of its own for this. So the parent needs no protocol of its own, and follows a hand-over as
+systemd does. One notification is only for the parent: `MOVING`, while a worker does not read its admin port.
 
 state     | begins with                                  | a process that ends                      | no sign of life
 starting  | the spawn                                    | waiting, with a line that names it       | killed after `START_S`
@@ -11,15 +11,15 @@ stopping  | STOPPING: it ends by itself                  | waiting, or ended if 
 waiting   | the end of its process; a pause that doubles | -                                        | -
 ended     | the parent stops, and its process has ended  | -                                        | -
 
-A process that has handed over is killed after `leave_s` if it has not ended: nobody would notice that it hangs, and it keeps its memory.
+A process that has handed over and has not ended is killed after `leave_s`. Otherwise one that hangs would keep its memory unnoticed.
 
-The process that a worker hands over to becomes the parent's child when that worker has ended, because the parent is a subreaper
-(prctl(2), PR_SET_CHILD_SUBREAPER). Process 1 of a container is one anyway.
+The successor of a worker's process becomes the parent's child when that process has ended, because the parent is a subreaper (prctl(2),
+PR_SET_CHILD_SUBREAPER). Process 1 of a container is a subreaper anyway.
 
-At the end of its own stop the parent kills what is left.
+At the end of its own stop the parent kills the processes that have not ended.
 
-procmon, of Twisted, is not used: it reads the output of a process and writes it again as lines of its own log, it can't take over a process
-that it did not start, and its stop does not say when all processes have ended.
+Twisted's procmon is not used, for three reasons. It reads the output of a process and writes it again as lines of its own log. It can't
+supervise a process that it did not start. Its stop does not say when all processes have ended.
 """
 
 from __future__ import annotations
@@ -50,34 +50,36 @@ SILENT_S: Final = 30.0
 """How long a worker may give no sign of life. Its event loop gives three in this time."""
 
 START_S: Final = 120.0
-"""The same for a process that was just started. It waits 30 s for each of its addresses at most."""
+"""How long a process that was just started may give no sign of life. At its start it waits up to 30 s for each of its addresses."""
 
 CHECK_S: Final = 1.0
+"""Interval between two checks for processes that hang."""
 
 FIRST_PAUSE_S: Final = 0.5
 LONGEST_PAUSE_S: Final = 30.0
 """Pause before an ended worker is started again. It doubles with each end within `STEADY_S`."""
 
 STEADY_S: Final = 60.0
-"""A worker that ran for so long begins again with the first pause."""
+"""A worker whose process ran for so long restarts after the first pause."""
 
 KILLED_S: Final = 1.0
-"""How long a stop waits for the end of processes that were killed. One that the kernel holds ends later."""
+"""How long a stop waits for processes that were killed. A process in an uninterruptible system call ends later."""
 
 KEEPS_DYING: Final = 3
 """Ends in a row, each within `STEADY_S` of its start, after which the log says that the worker keeps dying."""
 
 MOVE_S: Final = 60.0
-"""How long connections may move to a new process. Beyond this, the parent does not believe it any more."""
+"""How long connections may move to a new process. After this time the parent counts an unanswered question to the worker as a failure."""
 
 MAX_NOTE_BYTES: Final = 8192
+"""Longest notification of a worker that is read."""
 
 NOT_PASSED_ON: Final = ("WATCHDOG_PID", "LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES")
-"""What the parent's service manager said to the parent alone."""
+"""Variables of the service manager that are only for the parent."""
 
 
 class State(enum.Enum):
-    """What a worker does."""
+    """The state of a worker. The table above says what each state means."""
 
     STARTING = "starting"
     SERVING = "serving"
@@ -87,7 +89,7 @@ class State(enum.Enum):
 
 
 class ReplacedProcess(NamedTuple):
-    """A process that has handed over, and ends. `ended` fires at that end."""
+    """A process that has handed over, and is about to end. `ended` fires when it has ended. `since`: when it was replaced or killed."""
 
     ended: Deferred[None]
     since: float
@@ -99,13 +101,14 @@ class Worker:
     def __init__(self, membership: Membership) -> None:
         self.membership = membership
         self.pid = 0
-        """Its process. 0: there is none now."""
+        """The id of the worker's process. 0: it has none now."""
         self.replaced: dict[int, ReplacedProcess] = {}
-        """Processes that have handed over, and end."""
+        """Processes that have handed over and have not ended, by their ids."""
         self.state = State.WAITING
         self.starts = 0
+        """How many processes the worker has had: by starts, and by hand-overs."""
         self.quick_ends = 0
-        """Ends in a row within `STEADY_S` of the start."""
+        """Ends in a row, each within `STEADY_S` of its start."""
         self.last_end: str | None = None
         self.started_at = self.seen_at = 0.0
         self.reloading = self.reload_due = False
@@ -113,9 +116,10 @@ class Worker:
         self.stop_sent = False
         """Whether it was told to stop."""
         self.moves_until = -inf
-        """Until when its connections move to a new process, at the latest. If they have moved: when that ended.
+        """When the move of the connections to a new process ended. While they move: when it has to end.
 
-        Meanwhile its admin port is not read. It serves its clients: a hand-over begins only if both processes get events.
+        Meanwhile the worker does not read its admin port. It still serves its clients, because a hand-over needs two processes that get
+        events.
         """
         self.notes: _Notes | None = None
         self.restart: Any = None
@@ -123,7 +127,7 @@ class Worker:
 
     @property
     def number(self) -> int:
-        """Its number, from 1."""
+        """The worker's number, from 1."""
         return self.membership.number
 
     def figures(self) -> dict[str, object]:
@@ -138,9 +142,9 @@ class Worker:
 
 
 class Processes:
-    """The workers' processes. `command` and `folder` are those of this process.
+    """The workers' processes. They get the command line (`command`) of this process, and start in its folder.
 
-    `changed` is called when a worker begins or ends to serve, and when a reload has ended. `leave_s` tells how many seconds a process that
+    `changed` is called when a worker starts or stops serving, and when one has reloaded. `leave_s` tells how many seconds a process that
     has handed over may take to end.
     """
 
@@ -161,7 +165,7 @@ class Processes:
         self._stopping = False
         self._all_ended: Deferred[None] = Deferred()
         self.on_begun: Callable[[Worker], None] = lambda _: None
-        """Called when a worker has another process than before. It reads the configuration about now."""
+        """Called when a worker has another process than before, which reads the configuration at about the same time."""
 
     @property
     def serving(self) -> list[Worker]:
@@ -177,15 +181,15 @@ class Processes:
             self.workers.append(worker)
 
     def start(self) -> None:
-        """Start the workers. The reactor runs: it has installed its own handler of SIGCHLD."""
-        signal.signal(signal.SIGCHLD, self._child_signal)  # Twisted's waits only for processes that it started
+        """Start the workers. Call it when the reactor runs: it has installed its handler of SIGCHLD, which this method replaces."""
+        signal.signal(signal.SIGCHLD, self._child_signal)  # Twisted's handler reaps only processes that Twisted started
         for worker in self.workers:
             self._spawn(worker)
         self._checked_at = self._reactor.seconds()
         self._checks.start(CHECK_S, now=False)
 
     def stop(self) -> Deferred[None]:
-        """Start no process any more. Fires once all have ended. `terminate` tells them to."""
+        """Start no process any more. Fires once all processes have ended. `terminate` tells them to end."""
         self._stopping = True
         for worker in self.workers:
             if worker.restart is not None:
@@ -197,7 +201,7 @@ class Processes:
         return self._all_ended
 
     def kill(self) -> None:
-        """Kill the processes that have not ended. `stop` waits for them a little longer only."""
+        """Kill the processes that have not ended. The Deferred of `stop` fires at most `KILLED_S` later."""
         self._reactor.callLater(KILLED_S, self._give_up)
         for worker in self.workers:
             for pid in (worker.pid, *worker.replaced):
@@ -220,7 +224,7 @@ class Processes:
             self._read_notes(worker)
             if worker.pid and (again or (not worker.stop_sent and worker.state is not State.STOPPING)):
                 worker.stop_sent = True
-                _send(worker.pid, signal.SIGINT if again else signal.SIGTERM)  # two equal ones at once may arrive as one
+                _send(worker.pid, signal.SIGINT if again else signal.SIGTERM)  # two pending signals of one number arrive as one
 
     def reload(self) -> None:
         """Tell each worker to reload."""
@@ -229,10 +233,10 @@ class Processes:
                 worker.reloading = True
                 _send(worker.pid, signal.SIGHUP)
             elif worker.state is State.STARTING:
-                worker.reload_due = True  # it may have no handler yet, and would end
+                worker.reload_due = True  # without a handler of SIGHUP, which it may not have yet, the process would end
 
     def move_to(self, worker: Worker, pid: int) -> None:
-        """From now on the worker is this process: its old one has handed over."""
+        """Make this process the worker's, because the old one has handed over. A second call for the same process does nothing."""
         if pid == worker.pid:
             return
         if worker.state is State.ENDED:
@@ -244,7 +248,7 @@ class Processes:
         now = self._reactor.seconds()
         if worker.pid:
             worker.replaced[worker.pid] = ReplacedProcess(Deferred(), now)
-            if worker.state is State.STARTING:  # it was started because this one had not said yet that it has taken over
+            if worker.state is State.STARTING:  # the parent started it before the successor reported that it has taken over
                 _send(worker.pid, signal.SIGTERM)
         worker.pid, worker.state, worker.started_at, worker.seen_at = pid, State.SERVING, now, now
         worker.starts += 1
@@ -258,7 +262,7 @@ class Processes:
         self._changed()
 
     def when_left(self, worker: Worker, pid: int) -> Deferred[None]:
-        """Fires once a process that has handed over has ended. The caller may cancel it."""
+        """Return a Deferred that fires once a process that has handed over has ended. The caller may cancel it."""
         waits: Deferred[None] = Deferred()
 
         def left(result: None) -> None:
@@ -271,7 +275,7 @@ class Processes:
         return waits
 
     def noted(self, worker: Worker, note: Mapping[str, str]) -> None:
-        """Handle a message of a worker's."""
+        """Handle a notification of a worker, as names and values."""
         worker.seen_at = self._reactor.seconds()
         if (pid := note.get("MAINPID", "")).isdecimal():
             self.move_to(worker, int(pid))
@@ -305,14 +309,14 @@ class Processes:
         worker.stop_sent = worker.reloading = worker.reload_due = False
         worker.starts += 1
         try:
-            # Its own process group: Ctrl-C on a terminal would reach the workers twice, from the terminal and from the parent.
+            # A process group of its own: otherwise the workers would get Ctrl-C twice, from the terminal and from the parent.
             process = subprocess.Popen(  # noqa: S603 - our own command line
                 self._command, executable=sys.executable, cwd=self._folder, env=environ, process_group=0
             )
         except OSError as error:
             self._ended(worker, f"could not be started: {error.strerror}")
             return
-        process.returncode = 0  # `_reap` waits for it
+        process.returncode = 0  # `_reap` takes the status. Without a code here, subprocess would take it, too
         worker.pid = process.pid
         self._log.info("worker {number}: process {pid} was started", number=worker.number, pid=worker.pid)
         if worker.starts > 1:
@@ -322,7 +326,7 @@ class Processes:
         self._reactor.callFromThread(self._reap)
 
     def _reap(self) -> None:
-        """Take the status of each process that has ended, also of those that this process inherited."""
+        """Reap each child process that has ended, also those that this process inherited, and handle the end of workers."""
         while True:
             try:
                 pid, status = os.waitpid(-1, os.WNOHANG)
@@ -342,17 +346,18 @@ class Processes:
         self._check_all_ended()
 
     def _find_successor(self, worker: Worker) -> None:
-        """Notice that the process which took over ended while it was still a child of the one that has just ended."""
+        """Handle the end of a successor that ended before its parent did. This process can't reap such a successor."""
         self._forget_ended(worker)
         if worker.pid and not _send(worker.pid, 0):
             self._ended(worker, "ended during the hand-over")
 
     def _forget_ended(self, worker: Worker) -> None:
-        """Forget processes that have handed over, and that another process than this one has reaped: their numbers may be used again."""
+        """Remove replaced processes that another process has reaped. The kernel may give their ids to other programs."""
         for pid in [pid for pid in worker.replaced if not _send(pid, 0)]:
             worker.replaced.pop(pid).ended.callback(None)
 
     def _ended(self, worker: Worker, how: str) -> None:
+        """Note the end of a worker's process, and start another one after a pause, unless the parent stops."""
         now = self._reactor.seconds()
         pid, ran_s = worker.pid, now - worker.started_at
         worker.pid, worker.last_end = 0, f"{how} after {ran_s:.1f} s"
@@ -378,7 +383,7 @@ class Processes:
     def _check(self) -> None:
         """Kill each worker whose event loop hangs, and each process that does not end after its hand-over."""
         now = self._reactor.seconds()
-        # `docker pause` and SIGSTOP stop this process, and perhaps the workers, too. What they said meanwhile is not read yet.
+        # `docker pause` and SIGSTOP stop this process, and perhaps the workers. Their notifications of that time may still be unread.
         was_stopped = now - self._checked_at > SILENT_S / PINGS
         self._checked_at = now
         for worker in self.workers:
@@ -409,7 +414,7 @@ class Processes:
                     _send(pid, signal.SIGKILL)
 
     def _read_notes(self, worker: Worker) -> None:
-        """Read what a worker said before it ended."""
+        """Read the worker's notifications now: those that a process sent before its end must be handled before its end."""
         if worker.notes is not None:
             worker.notes.doRead()
 
@@ -423,7 +428,7 @@ class Processes:
 
 
 class _Notes:
-    """Reads what one worker tells its service manager (sd_notify(3)). `noted` gets each message, as its names and values."""
+    """Reads the notifications of one worker (sd_notify(3)). `noted` gets each of them, as names and values."""
 
     def __init__(self, reactor: Any, worker: Worker, noted: Callable[[Worker, Mapping[str, str]], None]) -> None:
         self._reactor = reactor
@@ -454,7 +459,7 @@ class _Notes:
         self._socket.close()
 
     def doRead(self) -> None:
-        """Read all messages that have come."""
+        """Read all notifications that have arrived."""
         while True:
             try:
                 message = self._socket.recv(MAX_NOTE_BYTES)
@@ -471,7 +476,7 @@ def _become_subreaper() -> None:
 
 
 def _send(pid: int, number: int) -> bool:
-    """Send a signal. Return whether there is such a process."""
+    """Send a signal. 0 sends none. Return whether there is such a process."""
     with suppress(ProcessLookupError):
         os.kill(pid, number)
         return True

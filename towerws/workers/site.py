@@ -1,20 +1,20 @@
 """The parent's admin port and its port of `monitor`: they answer for all workers.
 
-path                                        | answered with
+path                                        | answer
 /healthz                                    | 200 while the parent's event loop runs
 /readyz                                     | 200 if a worker accepts clients, and each one that does gets events
 /status                                     | totals, and an entry for each worker
 /metrics                                    | the workers' samples, each with the label `worker`, and those of the parent
-/publish                                    | what one worker answers: the broker brings the event to all of them
-/disconnect                                 | the sum of what the workers closed. One of them then tells the other daemons
-/restart                                    | one worker after the other hands over to a new process
-/probe                                      | what the worker answers that got the handshake
-/live, /live/topics                         | what one worker answers
-/workers/N/…                                | what worker N answers on its own admin port: its console is at /workers/N/
-the console's paths                         | 501: they show one process
+/publish                                    | the answer of one worker: the broker brings the event to all of them
+/disconnect                                 | the number of connections that all workers closed. One of them then tells the other daemons
+/restart                                    | the figures, after one worker after the other has handed over to a new process
+/probe                                      | the answer of the worker that got the handshake
+/live, /live/topics                         | the answer of one worker
+/workers/N/…                                | the answer of worker N's own admin port: its console is at /workers/N/
+the console's paths                         | 501, since the console shows one process
 
-A question to a worker has a deadline. A worker that does not answer is left out of figures, and named. While a worker moves its connections
-to a new process, nobody reads its admin port. It serves its clients, so it counts as ready, and its last known figures are used.
+A question to a worker has a deadline. The figures leave out a worker that does not answer, and name it. A worker that moves its connections
+to a new process does not read its admin port. It still serves its clients, so it counts as ready, and its last known figures are used.
 """
 
 from __future__ import annotations
@@ -52,15 +52,16 @@ ASK_S: Final = 2.0
 """Deadline of a question about figures."""
 
 PASS_S: Final = 60.0
-"""Deadline of a request that is passed on. A worker's own deadlines are shorter: its broker has some 10 s."""
+"""Deadline of a request that is passed on. A worker's own deadlines are shorter: it waits some 10 s for its broker."""
 
 LAST_KNOWN_S: Final = 120.0
-"""How old the figures may be that stand in for those of a worker which can't be asked during a hand-over. Two scrapes a minute apart."""
+"""Highest age of figures that replace those of a worker during its hand-over. Prometheus may scrape once a minute: two intervals."""
 
 END_S: Final = 30.0
-"""How long a process that has handed over may take to end, beyond `drain_s`. The parent kills it earlier. Then the next worker begins."""
+"""How long a restart waits, beyond `drain_s`, until a process that has handed over has ended. The parent kills it before, at `LEAVE_S`."""
 
 START_CHECK_S: Final = 0.1
+"""Interval between two checks whether a worker that starts accepts clients."""
 
 PASSED_HEADERS: Final = (b"host", b"origin", b"sec-fetch-site", b"content-type", b"idempotency-key")
 
@@ -68,7 +69,7 @@ _is_worker_path = re.compile(rb"/workers/([0-9]{1,3})(/.*)", re.DOTALL).fullmatc
 
 
 def _answers(make: Callable[..., Coroutine[Any, Any, Answer]]) -> Callable[..., Deferred[Answer]]:
-    """Let a coroutine answer a request. An `HttpError` becomes its answer."""
+    """Make a coroutine function return a Deferred, as `Endpoint` needs it. An `HttpError` becomes its answer in JSON."""
 
     @wraps(make)
     def answer(*arguments: Any) -> Deferred[Answer]:
@@ -87,22 +88,22 @@ class RestartFailed(TowerwsError):
 
 
 class ParentPorts:
-    """What the parent answers on its ports. `stopping` tells whether the daemon stops."""
+    """Answers on the parent's two ports: `admin` and `monitor` are their sites. `stopping` tells whether the daemon stops."""
 
     _log = Logger()
 
     def __init__(self, settings: Settings, reactor: Any, processes: Processes, stopping: Callable[[], bool]) -> None:
         self.restart_s, self.drain_s = settings.restart_s, settings.websocket.drain_s
-        """The longest ones that a worker has. The parent replaces them."""
+        """The highest values among the workers' settings. The supervisor sets them after a reload."""
         self._reactor = reactor
         self._processes = processes
         self._stopping = stopping
         self._metrics = MergedMetrics(processes.workers)
         self._started_at = reactor.seconds()
         self.restarting = False
-        """Whether one worker after the other hands over."""
+        """Whether a restart of all workers is under way."""
         self._last_known: dict[tuple[int, bytes], _Known] = {}
-        """The last answers of each worker, by its number and the path."""
+        """The last answers, by the worker's number and the path."""
 
         def get(answer: Callable[[Request], Answer | Deferred[Answer]]) -> Endpoint:
             return Endpoint(b"GET", answer, check_browser)
@@ -111,7 +112,7 @@ class ParentPorts:
             return Endpoint(b"POST", answer, check_browser)
 
         endpoints = {path: (post if path == b"console/connections/end" else get)(self._no_console) for path in CONSOLE_PATHS}
-        # A worker's own socket lets everyone see details, so this port decides.
+        # A worker shows details to every client of its UNIX socket. So the parent checks who may see them.
         self._check_passed = details_check(shown=settings.admin_details)
         endpoints |= {path: get(self._pass_to_one) for path in (b"live.css", b"live.js")}
         endpoints |= {path: Endpoint(b"GET", self._pass_to_one, self._check_passed) for path in (b"live", b"live/topics")}
@@ -138,7 +139,7 @@ class ParentPorts:
         self.monitor = limited_site({b"readyz": ready.answer, b"metrics": metrics.answer})
 
     def restart(self) -> Deferred[dict[str, object]]:
-        """Have one worker after the other hand over. Fires with the figures. Fails with `RestartFailed`: then some have not."""
+        """Make one worker after the other hand over. Fires with the figures. Fails with `RestartFailed` if not all workers have."""
         return Deferred.fromCoroutine(self._restart())
 
     # figures
@@ -146,7 +147,7 @@ class ParentPorts:
     async def _gather(
         self, path: bytes, workers: Sequence[Worker], method: bytes = b"GET", body: bytes = b""
     ) -> dict[int, Answer | NoAnswer]:
-        """Ask these workers at once. Returns the answers by the worker's number."""
+        """Ask these workers concurrently. Returns the answers by the worker's number."""
 
         def failed(failure: Failure) -> NoAnswer:
             failure.trap(NoAnswer)
@@ -176,7 +177,7 @@ class ParentPorts:
         return answers, last_known
 
     async def _readiness(self) -> dict[str, object]:
-        """Return what `/readyz` says: whether a worker accepts clients, and each one that does gets events."""
+        """Return the body of `/readyz`: ready if a worker accepts clients, and each worker that does gets events."""
         now = self._reactor.seconds()
         serving = self._processes.serving
         answers = await self._gather(b"/readyz", [worker for worker in serving if worker.moves_until <= now])
@@ -216,14 +217,14 @@ class ParentPorts:
 
     @_answers
     async def _public_readiness(self) -> Answer:
-        """The same without reasons: the port of `monitor` may be public."""
+        """Answer `/readyz` on the port of `monitor`, which may be public, so without reasons."""
         ready = (await self._readiness())["ready"]
         return json_answer(200 if ready else 503, {"ready": ready})
 
     @_answers
     async def _status(self) -> Answer:
         workers = [worker for worker in self._processes.workers if worker.pid]
-        asked = Deferred.fromCoroutine(self._readiness())  # at the same time: a worker that hangs is waited for once
+        asked = Deferred.fromCoroutine(self._readiness())  # concurrently: a worker that hangs costs one deadline and not two
         answers, last_known = await self._figures(b"/status", workers)
         readiness = await asked
         found = {number: _json(answer) for number, answer in answers.items() if isinstance(answer, Answer) and answer.status == 200}
@@ -256,7 +257,7 @@ class ParentPorts:
 
     @_answers
     async def _pass_to_one(self, request: Request) -> Answer:
-        """Pass a request on to the first worker that takes it. It is the same one each time, so events keep their order."""
+        """Pass a request on to the first worker that answers. This is the same one each time, so published events keep their order."""
         last = NoAnswer("no worker accepts clients; try again in a moment", sent=False)
         for worker in self._processes.serving:
             try:
@@ -299,9 +300,9 @@ class ParentPorts:
 
     @_answers
     async def _disconnect(self, request: Request) -> Answer:
-        """End the connections on each worker. Then one of them tells the other daemons, and the workers once more."""
+        """End the connections on each worker. Then one worker tells all daemons, which includes the workers once more."""
         body = body_of(request)
-        revocation_of(body)  # refuses what no worker would take
+        revocation_of(body)  # answers 400 before any worker is asked
         answers = await self._post_to_all(b"/disconnect/here", body)
         closed = sum(_count(_json(answer), "disconnected") for answer in answers.values())
         silent = [str(answer) for answer in answers.values() if isinstance(answer, NoAnswer) and answer.sent]
@@ -318,7 +319,7 @@ class ParentPorts:
 
     @_answers
     async def _probe(self, request: Request) -> Answer:
-        """Ask each worker for a handshake: only one of them got it."""
+        """Ask each worker about the doctor's handshake, and answer for the one that got it."""
         answers = await self._post_to_all(b"/probe", body_of(request))
         whole = [answer for answer in answers.values() if isinstance(answer, Answer)]
         if not whole:
@@ -341,7 +342,7 @@ class ParentPorts:
         try:
             for worker in self._processes.workers:
                 if not await self._is_serving(worker):
-                    continue  # it starts with the new program and configuration anyway
+                    continue  # a worker without a process starts with the new program and configuration anyway
                 figures = await self._restart_one(worker)
                 closed.update(figures["closed"])
                 results.update(figures["results"])
@@ -362,7 +363,10 @@ class ParentPorts:
         return {"pid": os.getpid(), **figures, "workers": replaced}
 
     async def _is_serving(self, worker: Worker) -> bool:
-        """Wait until a worker that starts accepts clients: it may have read the old configuration. Raises `RestartFailed` if it is late."""
+        """Return whether a worker can hand over. Wait for one that starts, since it may have read the old configuration.
+
+        Raises `RestartFailed` after `restart_s`.
+        """
         give_up = self._reactor.seconds() + self.restart_s
         while worker.state is State.STARTING:
             if self._reactor.seconds() > give_up:
@@ -371,7 +375,7 @@ class ParentPorts:
         return worker.state is State.SERVING
 
     async def _restart_one(self, worker: Worker) -> dict[str, Any]:
-        """Have a worker hand over, and wait until its old process has ended. Raises `TowerwsError`."""
+        """Make a worker hand over, and wait until its old process has ended. Returns the figures. Raises `TowerwsError`."""
         old = worker.pid
         answer = await ask(self._reactor, worker, b"/restart", deadline_s=self.restart_s + MOVE_S, method=b"POST")
         found = _json(answer)
@@ -387,7 +391,7 @@ class ParentPorts:
 
 
 class _Known(NamedTuple):
-    """An answer of a worker's process, and when it came."""
+    """An answer of a worker's process, and when it arrived, in monotonic seconds."""
 
     pid: int
     at: float
@@ -419,7 +423,7 @@ class _ParentSite(EndpointSite):
 
 
 class _Recent:
-    """Uses an answer again for `RECENT_S`, and for requests that come while it is made: any number of them causes few questions."""
+    """Caches an answer for `RECENT_S`. Requests that arrive while it is made share it. So many requests cause few questions to workers."""
 
     def __init__(self, clock: Callable[[], float], make: Callable[[], Deferred[Answer]]) -> None:
         self._clock = clock
@@ -429,7 +433,7 @@ class _Recent:
         self._waiting: list[Deferred[Answer]] = []
 
     def answer(self) -> Answer | Deferred[Answer]:
-        """Return an answer of at most `RECENT_S` ago."""
+        """Return an answer that is at most `RECENT_S` old."""
         if self._answer is not None and self._clock() - self._made_at < RECENT_S:
             return self._answer
         waits: Deferred[Answer] = Deferred()
@@ -453,7 +457,7 @@ def _worker_path(request: Request) -> tuple[int, bytes]:
 
 
 def _json(answer: object) -> dict[str, Any]:
-    """Return the object that a worker answered. Without an answer its place has the reason."""
+    """Return the JSON object of a worker's answer, empty if it is none. For a `NoAnswer`, return an object with the reason."""
     if not isinstance(answer, Answer):
         return {"reason": str(answer), "error": str(answer)}
     try:

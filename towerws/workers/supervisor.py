@@ -2,8 +2,8 @@
 
 signal            | the parent
 SIGTERM, SIGINT   | stops all workers in order, and ends with status 0. A second one aborts their connections
-SIGHUP            | has each worker reload
-SIGUSR2           | has one worker after the other hand over to a new process
+SIGHUP            | makes each worker reload
+SIGUSR2           | makes one worker after the other hand over to a new process
 """
 
 from __future__ import annotations
@@ -38,13 +38,16 @@ from towerws.workers.processes import Processes, State, Worker
 from towerws.workers.site import ParentPorts
 
 FORWARD_S: Final = 0.1
-"""A stop waits this long before it is passed on: systemd may have sent the signal to the workers, too. A second one would hurry them."""
+"""How long a stop waits before it sends SIGTERM to the workers.
+
+systemd may have sent them one, too, and a second one makes a worker abort its connections. Meanwhile the workers report STOPPING.
+"""
 
 KILL_MARGIN_S: Final = 2.0
 """How long after its own deadline a worker is killed."""
 
 LEAVE_S: Final = 20.0
-"""How long a process that has handed over may take to end, beyond `drain_s`, in which it closes what it could not hand over."""
+"""How long a process that has handed over may take to end, beyond `drain_s`. During `drain_s` it closes the connections that it kept."""
 
 MAX_SOCKET_PATH_BYTES: Final = 107
 """The longest path of a UNIX socket (unix(7))."""
@@ -53,7 +56,7 @@ MAX_SOCKET_PATH_BYTES: Final = 107
 class Supervisor(Service):
     """The parent. `command` and `folder` are those of this process, and `count` is the number of workers.
 
-    `load` reads the configuration again, as a worker does that starts. It raises `ConfigError`.
+    `load` reads the configuration again, as a worker does at its start. It raises `ConfigError`.
     """
 
     _log = Logger()
@@ -68,7 +71,7 @@ class Supervisor(Service):
         self._settings = settings = loaded.settings
         self._load = load
         self._of_workers = dict.fromkeys(range(1, count + 1), loaded)
-        """What each worker's process has read, by its number. A reload changes what can be reloaded."""
+        """The configuration of each worker's process, by the worker's number. A reload replaces the settings that can be reloaded."""
         self._count = count
         self._ports: dict[str, IListeningPort] = {}
         self._certificates: dict[str, ReplaceableCertificate] = {}
@@ -79,7 +82,7 @@ class Supervisor(Service):
         """The timer that passes a stop on to the workers."""
         self.log_observer: ILogObserver | None = None
         self.ending: Callable[[], bool] = lambda: False
-        """Whether a signal came before the reactor runs that ends the process."""
+        """Returns whether a signal that ends the process came before the reactor ran."""
         self.warnings: Sequence[str] = ()
         """Sentences that the daemon logs at its start."""
         self.reloading: Callable[[], None] = lambda: None
@@ -93,7 +96,7 @@ class Supervisor(Service):
     # IService
 
     def privilegedStartService(self) -> None:
-        """Open the ports of the parent, and reserve that of the workers."""
+        """Open the ports of the parent, and reserve the port of the workers."""
         self._listen("admin", self._settings.admin, self.ports.admin)
         if self._settings.monitor:
             self._listen("monitor", self._settings.monitor, self.ports.monitor)
@@ -125,7 +128,7 @@ class Supervisor(Service):
             self.processes.start()
 
     def stopService(self) -> Deferred[None]:
-        """Fires with None once all processes have ended and all ports are closed. Kills workers that miss their deadline."""
+        """Stop the workers, and kill those that miss their deadline. Fires once all processes have ended and all ports are closed."""
         self._stopping = True
         done: Deferred[None] = Deferred()
         ended = self.processes.stop()
@@ -155,10 +158,10 @@ class Supervisor(Service):
             self.processes.terminate(again=True)
 
     def stop_now(self) -> None:
-        """Hurry a stop, also one that is about to begin: the workers abort their connections."""
+        """Make the workers abort their connections in a stop, which is under way or about to begin."""
         self._hurried = True
         if self._stopping:
-            if self._forward.active():  # it would hurry the workers once more
+            if self._forward.active():  # otherwise `_terminate` would run twice
                 self._forward.cancel()
             self._terminate()
 
@@ -171,7 +174,7 @@ class Supervisor(Service):
     # signals
 
     def reload(self, by: str) -> Settings | None:
-        """Have each worker reload, and take over what concerns the parent. Returns the new settings, None if they can't be used.
+        """Make each worker reload, and put in force the settings of the parent. Returns the new settings, None if they can't be used.
 
         Each worker reports its own result in the log.
         """
@@ -192,7 +195,7 @@ class Supervisor(Service):
             return None
         self._loaded, self._settings = own, own.settings
         for number, before in self._of_workers.items():
-            with suppress(ConfigError):  # the worker says so itself
+            with suppress(ConfigError):  # the worker logs this error itself
                 self._of_workers[number] = merge(before, loaded).loaded
         self._set_deadlines()
         for key, certificate in certificates.items():
@@ -200,7 +203,7 @@ class Supervisor(Service):
         return own.settings
 
     def restart(self) -> Deferred[dict[str, object]]:
-        """Have one worker after the other hand over. Fires with the figures. Fails with `TowerwsError`: then some have not."""
+        """Make one worker after the other hand over. Fires with the figures. Fails with `TowerwsError` if not all workers have."""
         return self.ports.restart()
 
     # what the service manager asks
@@ -224,16 +227,16 @@ class Supervisor(Service):
     # helpers
 
     def _begun(self, worker: Worker) -> None:
-        """Say it if the new process of a worker has other settings than the other workers.
+        """Log a warning if the new process of a worker has other settings than the other workers.
 
-        It is not given the old ones: the configuration that was valid as a whole is gone, with the files that it named.
+        The new process can't get the old settings: the configuration that was valid as a whole is gone, with the files that it named.
         """
         try:
             loaded = self._of_workers[worker.number] = self._load()
-        except ConfigError:  # the process ends, and says why
+        except ConfigError:  # the worker's process reads the same configuration, logs the error, and ends
             return
         self._set_deadlines()
-        if self.ports.restarting:  # the others follow
+        if self.ports.restarting:  # the other workers get the new settings next
             return
         for other in self.processes.workers:
             if other.pid and (changes := differences(loaded, self._of_workers[other.number])):
@@ -246,7 +249,7 @@ class Supervisor(Service):
                 return
 
     def _set_deadlines(self) -> None:
-        """Wait for a worker as long as the slowest one may take."""
+        """Set the deadlines for workers to the highest values among their settings."""
         settings = [loaded.settings for loaded in self._of_workers.values()]
         self.ports.restart_s = max(each.restart_s for each in settings)
         self.ports.drain_s = max(each.websocket.drain_s for each in settings)
@@ -264,7 +267,7 @@ class Supervisor(Service):
 
 
 class _ReservingReactor:
-    """Binds ports without listening: no foreign process can take them while all workers are away, and an address in use is found."""
+    """Binds ports without listening. So an address in use is found, and no other program can take the port while all workers restart."""
 
     def __init__(self, reactor: Any) -> None:
         self._reactor = reactor
@@ -277,7 +280,7 @@ class _ReservingReactor:
         family = socket.AF_INET6 if ":" in interface else socket.AF_INET
         try:
             address = socket.getaddrinfo(interface or "0.0.0.0", port, family, socket.SOCK_STREAM, 0, socket.AI_PASSIVE)[0][4]  # noqa: S104
-            _bound(family, address, socket.SO_REUSEADDR).close()  # with SO_REUSEPORT another daemon's port would look free
+            _bound(family, address, socket.SO_REUSEADDR).close()  # with SO_REUSEPORT, a port that another towerws shares would look free
             return _Reserved(_reserve(family, address))
         except OSError as error:
             raise CannotListenError(interface, port, error) from error
@@ -288,10 +291,12 @@ class _ReservingReactor:
 
 
 def _reserve(family: int, address: Any) -> socket.socket:
-    """Bind a socket that only sockets with SO_REUSEPORT may join."""
+    """Bind a socket whose port only sockets with SO_REUSEPORT may share."""
     try:
         return _bound(family, address, socket.SO_REUSEPORT)
-    except OSError:  # connections of a process without it are in TIME_WAIT. A server with SO_REUSEADDR could take the port then
+    except OSError:
+        # Connections of a process without SO_REUSEPORT are in TIME_WAIT. With SO_REUSEADDR the port can be bound, but another server with
+        # SO_REUSEADDR could take it, too.
         return _bound(family, address, socket.SO_REUSEPORT, socket.SO_REUSEADDR)
 
 
@@ -308,13 +313,13 @@ def _bound(family: int, address: Any, *options: int) -> socket.socket:
 
 
 class _Reserved:
-    """A port that nobody listens on here."""
+    """A port that is bound, and on which this process does not listen."""
 
     def __init__(self, bound: socket.socket) -> None:
         self._bound = bound
 
     def stopListening(self) -> None:
-        """Give the port back."""
+        """Release the port."""
         self._bound.close()
 
 
@@ -332,5 +337,6 @@ def _make_folder(count: int) -> str:
 
 
 def _give_up(text: str) -> NoReturn:
+    """End the start with a text on standard error."""
     print(f"towerws: {text}", file=sys.__stderr__, flush=True)
     raise EndOfStart(EXIT_BAD_CONFIG)

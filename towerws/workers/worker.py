@@ -21,16 +21,17 @@ from towerws.config.load import Loaded
 from towerws.core.settings import LimitSettings, Settings
 
 VARIABLE: Final = "_TOWERWS_WORKER"
-"""In the environment of a worker, and of the process that a worker hands over to."""
+"""The variable with the `Membership`, in the environment of a worker and of the process that a worker hands over to."""
 
 CONTROL_GROUP: Final = Path("/proc/self/cgroup")
 CONTROL_GROUPS: Final = Path("/sys/fs/cgroup")
-"""This process's place among the control groups, and where these are mounted (cgroups(7))."""
+"""The file that names this process's control groups, and the folder where control groups are mounted (cgroups(7))."""
 
 PARENT_CHECK_S: Final = 1.0
+"""Interval between two checks whether the parent has ended."""
 
 DIVIDED: Final = ("connections", "per_address", "per_user", "half_open", "replay_bytes_per_s")
-"""Limits that count for the daemon, not for a process. `accepts_per_s` protects the event loop of one process."""
+"""Limits for the whole daemon, of which each worker gets a share. `accepts_per_s` is none: it protects the event loop of one process."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +48,7 @@ class Membership:
 
     @classmethod
     def from_environ(cls, environ: Mapping[str, str]) -> Self | None:
-        """Return this process's place. None: it is no worker."""
+        """Return this process's membership. None: it is no worker."""
         text = environ.get(VARIABLE, "")
         return cls(**json.loads(text)) if text else None
 
@@ -57,16 +58,16 @@ class Membership:
 
     @property
     def admin_path(self) -> str:
-        """The socket of this worker's admin port."""
+        """The path of the UNIX socket of this worker's admin port."""
         return f"{self.folder}/admin-{self.number}"
 
     @property
     def notify_path(self) -> str:
-        """The socket on which the parent hears this worker."""
+        """The path of the UNIX socket on which the parent reads this worker's notifications."""
         return f"{self.folder}/notify-{self.number}"
 
     def loaded(self, loaded: Loaded) -> Loaded:
-        """Return the configuration as this worker uses it: its own admin port, no other one, and its share of the limits."""
+        """Return the configuration as this worker uses it: its own admin port, no port of `monitor`, and its share of the limits."""
         settings = loaded.settings
         path = "".join(f"\\{each}" if each in "\\:=" else each for each in self.admin_path)
         tower = settings.tower
@@ -80,7 +81,7 @@ class Membership:
 
 
 def worker_count(settings: Settings) -> int:
-    """Return the number of workers: for `auto` one for each CPU that this process may use."""
+    """Return the number of workers. For `auto` that is one for each CPU that this process may use."""
     return settings.workers if isinstance(settings.workers, int) else _usable_cpus()
 
 
@@ -117,7 +118,10 @@ def memory_limits(process: Path) -> Iterator[int]:
 
 
 def _group_files(process: Path, controller: str, version_2: Sequence[str], version_1: Sequence[str]) -> Iterator[list[str]]:
-    """Yield the words in these files of a process's control group, and of each group around it, the inner one first."""
+    """Yield the words in some files of a process's control group, and of each group around it, the innermost group first.
+
+    The files are `version_2` or `version_1`, by the version of control groups that has the `controller`. `process` is a `/proc/PID/cgroup`.
+    """
     try:
         places = [line.split(":", 2) for line in process.read_text(encoding="utf-8", errors="surrogateescape").splitlines()]
     except OSError:  # a system without control groups
@@ -138,7 +142,7 @@ def _group_files(process: Path, controller: str, version_2: Sequence[str], versi
 
 
 class SharingReactor:
-    """Opens TCP ports that several processes may listen on (SO_REUSEPORT). Everything else is the reactor's.
+    """Opens TCP ports that several processes may listen on (SO_REUSEPORT). Every other call goes to the reactor.
 
     Each process has an accept queue of its own, and the kernel spreads connections evenly over them. One inherited queue would not do that:
     the process that wakes first takes most connections.
@@ -157,23 +161,23 @@ class SharingReactor:
         return opened
 
     def listenSSL(self, port: int, factory: Any, contextFactory: Any, backlog: int = 50, interface: str = "") -> Any:
-        """See `IReactorSSL`. Twisted's own does the same on a port of its own."""
+        """See `IReactorSSL`. Twisted's method wraps the factory in the same way."""
         return self.listenTCP(port, TLSMemoryBIOFactory(contextFactory, False, factory), backlog, interface)
 
 
 class _SharedPort(tcp.Port):
     def createInternetSocket(self) -> socket.socket:
-        """Make the socket, before it is bound."""
+        """Make the socket, with SO_REUSEPORT before it is bound."""
         made: socket.socket = super().createInternetSocket()
         made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         return made
 
 
 class ParentWatch:
-    """Ends a worker whose parent has ended: another daemon may take the port, and nobody would supervise this process.
+    """Stops a worker whose parent has ended. Nobody would supervise the worker, and another daemon may take the port.
 
-    `stop` stops this process. The last worker to end then removes the folder of their sockets. A process that a worker started, to hand
-    over to it, is a `successor`: that worker's child until the worker has ended, and the parent's after that.
+    `stop` stops this process. The last worker to end removes the folder of the sockets. `successor`: whether a worker's old process started
+    this one, to hand over to it. Then the old process may be the parent of this one, until it has ended.
     """
 
     _log = Logger()
@@ -195,7 +199,7 @@ class ParentWatch:
             self._stop()
 
     def _remove_folder(self) -> None:
-        """Remove the folder, unless another worker still serves there."""
+        """Remove the folder of the sockets, unless another worker still listens in it."""
         folder = Path(self._membership.folder)
         for path in folder.glob("admin-*"):
             with socket.socket(socket.AF_UNIX) as other, suppress(OSError):
