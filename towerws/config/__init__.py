@@ -1,1 +1,1 @@
-"""From flags, environment and file to `Settings`, by one table of options."""
+"""Turns flags, environment variables and the file into `Settings`, by one table of options."""

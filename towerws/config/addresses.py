@@ -8,7 +8,7 @@ contain `#`, `@`, `:`, `/` or `?` unescaped. AWX and asgi_amqp failed on such pa
 (CVE-2019-19342). All parts may be percent-encoded. A literal `%` must be (`%25`) if two hexadecimal digits follow it.
 
 The virtual host is `/` for `amqp://host` and for `amqp://host/`. RabbitMQ's URI specification and pika read the latter as a virtual
-host with an empty name. No operator means that, so this parser doesn't follow the rule.
+host with an empty name. No operator means an empty name, so this parser doesn't follow the rule.
 """
 
 from __future__ import annotations
@@ -58,13 +58,13 @@ class Address:
 
     @property
     def local(self) -> bool:
-        """Whether only this machine can reach it. False for a socket of systemd's, whose interface is unknown."""
+        """Whether only this machine can reach the address. False for a TCP socket of systemd's, whose interface is unknown."""
         if self.kind == "unix" or self.systemd_domain == "UNIX":
             return True
         return self.interface.lower() == "localhost" or is_loopback(self.interface)
 
     def clashes(self, other: Address) -> bool:
-        """Whether a process can't listen on both."""
+        """Whether a process can't listen on both addresses."""
         if self.kind in ("unix", "systemd"):
             return self.kind == other.kind and (self.path or self.text) == (other.path or other.text)
         if not self.port or self.port != other.port:
@@ -110,7 +110,7 @@ def parse_address(text: str) -> Address:
 
 
 def certificate_path(text: str) -> str:
-    """Return the file (`ssl:`) or the folder (`tls:`) that holds an endpoint's certificates. Empty: it has none."""
+    """Return the file (`ssl:`) or the folder (`tls:`) that holds an endpoint's certificates. Empty for other endpoints."""
     kind, words, keywords = _split(text)
     if kind == "ssl":
         return keywords.get("certKey") or keywords.get("privateKey", "server.pem")
@@ -204,7 +204,7 @@ _QUERY_NAMES = (
 
 
 def split_urls(text: str) -> list[str]:
-    """Split a comma-separated list of URLs. A comma ends a URL only where another URL begins: passwords may contain commas."""
+    """Split a comma-separated list of URLs. A comma ends a URL only if another URL follows, because passwords may contain commas."""
     return _between_urls.split(text.strip())
 
 
@@ -255,7 +255,7 @@ def mask_url(text: str) -> str:
 
 
 def url_for_file(url: BrokerUrl, *, password_elsewhere: bool = False) -> str:
-    """Return the URL for a configuration file, with its password masked. Without a password if it is the default or in a file."""
+    """Return the URL for a configuration file, with its password masked. Leave out a default password, and one that is in a file."""
     shown = str(url)
     if url.username == DEFAULT_CREDENTIAL and url.password == Secret(DEFAULT_CREDENTIAL) and not password_elsewhere:
         return shown.replace(f"{DEFAULT_CREDENTIAL}:{MASK}@", "", 1)
@@ -301,7 +301,7 @@ def _decoded(what: str, text: str) -> str:
 
 
 def _unquoted(what: str, text: str) -> str:
-    # A lone % stays, because passwords get pasted unescaped. Broken UTF-8 is an error.
+    # A % without two hexadecimal digits stays, because passwords get pasted unescaped. Broken UTF-8 is an error.
     try:
         decoded = unquote(text, errors="strict")
         decoded.encode()

@@ -16,6 +16,7 @@ TRUSTED_FILES = (*SECRET_FILES, "jwt.public_key_file", "jwt.jwks_ca_file", "towe
 """The options that name a file by which the daemon decides whom to trust."""
 
 DEFAULT_PASSWORDS = ("", "guest")
+"""Passwords of the broker that are no secret."""
 
 
 def exposure(loaded: Loaded, uid: int | None = None) -> Iterator[str]:
@@ -29,7 +30,7 @@ def exposure(loaded: Loaded, uid: int | None = None) -> Iterator[str]:
     for key in TRUSTED_FILES:
         path = str(loaded.by_key[key].value)
         if path and _others_may(path, stat.S_IWOTH):
-            yield f"{key} = {path!r}: every user of this machine can change it, and so be whoever they like: chmod o-w"
+            yield f"{key} = {path!r}: every user of this machine can change it, and so decide whom the daemon trusts: chmod o-w"
     if loaded.file and _others_may(loaded.file, stat.S_IWOTH):
         yield f"{loaded.file}: every user of this machine can change the configuration: chmod o-w"
     if loaded.file and _others_may(loaded.file, stat.S_IROTH):

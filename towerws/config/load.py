@@ -47,6 +47,7 @@ from towerws.outgoing import read_bounded, trust_root
 MAX_FILE_BYTES = 1024**2
 MAX_PASSWORD_FILE_BYTES = 64 * 1024
 SHOWN_CHARACTERS = 80
+"""Longest part of a value that an error text repeats."""
 
 _GROUPS = "groups"
 _SECTIONS = sorted({option.key.partition(".")[0] for option in OPTIONS if "." in option.key} | {_GROUPS})
@@ -154,10 +155,10 @@ def load(flags: Mapping[str, str | None], environ: Mapping[str, str]) -> Setting
 
 
 def load_all(flags: Mapping[str, str | None], environ: Mapping[str, str], *, named_files: bool = True) -> Loaded:
-    """As `load`, with the origin of each value.
+    """Return the settings in force, and each option's value with its origin. Parameters and errors are those of `load`.
 
-    `named_files=False` reads none of the files that options name: passwords, keys, certificates, authorities. The settings then lack what
-    is in them. That is for a command that only asks the admin port, because it may run where these files can't be read.
+    `named_files=False` reads none of the files that options name: passwords, keys, certificates, authorities. The settings then lack their
+    contents. A command that only asks the admin port uses this, because it may run as a user who can't read these files.
     """
     variables = {name: value for name, value in environ.items() if name.startswith(ENVIRONMENT_PREFIX) and value}
     for name, value in variables.items():
@@ -180,7 +181,7 @@ def load_all(flags: Mapping[str, str | None], environ: Mapping[str, str], *, nam
 
 
 def check_rules(settings: Settings, by_key: Mapping[str, Setting]) -> None:
-    """Raise `ConfigError` for the first rule that the settings break together."""
+    """Raise `ConfigError` for the first rule between settings that they break."""
     for broken in broken_rules(settings):
         key = next((key for key in broken.keys if not by_key[key].is_default), broken.keys[0])
         others = ", ".join(f"{other} is {shown(by_key[other].value)}" for other in broken.keys if other != key)
@@ -193,7 +194,7 @@ def suggest_flag(name: str) -> str:
 
 
 def usage_parameters() -> list[list[str | None]]:
-    """Return `optParameters` for `twisted.python.usage.Options`: all options that take a value. None has a default of usage's."""
+    """Return `optParameters` for `twisted.python.usage.Options`: all options that take a value. Their value is None if not given."""
     return [[CONFIG_FLAG, None, None, CONFIG_HELP], *([o.flag, None, None, o.help] for o in OPTIONS if not o.switch)]
 
 
@@ -203,7 +204,7 @@ def usage_flags() -> list[list[str | None]]:
 
 
 def given(values: Mapping[str, object]) -> dict[str, str | None]:
-    """Convert what usage or click collected to the `flags` of `load`. Names that aren't in the option table are left out."""
+    """Convert the values that usage or click collected to the `flags` of `load`. Leave out names that aren't in the option table."""
     flags: dict[str, str | None] = {}
     for name, value in values.items():
         flag = name.replace("_", "-")

@@ -1,8 +1,8 @@
 """The table of options. Flags, environment variables, the file's keys, their help and docs/configuration.md all come from it.
 
-Each field of the settings' classes that is an `option` gives one. A key `history.max_bytes` is `max_bytes` in the file's table `[history]`,
-the flag `--history-max-bytes` and the environment variable `TOWERWS_HISTORY_MAX_BYTES`. `example` writes the table as a commented
-configuration file.
+Each field of the settings' classes that is made with `option` becomes one option. An option with the key `history.max_bytes` is `max_bytes`
+in the file's table `[history]`, the flag `--history-max-bytes` and the environment variable `TOWERWS_HISTORY_MAX_BYTES`. `example` writes
+the table as a commented configuration file.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ class Kind(enum.Enum):
     TEXT = ("text", "", read_text)
     WORDS = ("list", "words", read_words)
     LIST = ("list", "may be empty", read_list)
-    URLS = ("list", "URLs", read_text)  # load.py splits and parses them: only it knows the password file
+    URLS = ("list", "URLs", read_text)  # load.py splits and parses the URLs, because it has read the password file
 
     def __init__(self, noun: str, unit: str, read: Callable[[object], Value]) -> None:
         self.noun = noun
@@ -100,7 +100,7 @@ class Option:
 
     @property
     def switch(self) -> bool:
-        """Whether the flag takes no value. An option that is on by default takes one, to switch it off: `--check-origin false`."""
+        """Whether the flag takes no value. A boolean that is true by default takes one, so that it can be false: `--check-origin false`."""
         return self.kind is Kind.BOOL and self.default is False
 
     def read(self, value: object) -> Value:
@@ -148,7 +148,10 @@ _SECTIONS: Mapping[str, tuple[str, type]] = {
 
 
 def _options(settings: Any, prefix: str = "", *, reload: bool | None = None) -> Iterator[Option]:
-    """Yield the options of a class of settings and its sections, in the order of the fields. `reload` is the answer of the section."""
+    """Yield the options of a class of settings and its sections, in the order of the fields.
+
+    `reload` is for fields that don't say themselves whether SIGHUP puts a new value in force.
+    """
     for each in dataclasses.fields(settings):
         if "help" in each.metadata:
             default = None if each.default is dataclasses.MISSING else each.default
@@ -162,7 +165,7 @@ def _options(settings: Any, prefix: str = "", *, reload: bool | None = None) -> 
 
 
 def kind_of(name: str, annotation: object, *, required: bool = False) -> Kind:
-    """Return the kind of a field: its annotation says the type, the end of its name the unit. Raises `TypeError` if there is none."""
+    """Return the kind of a field, from its type (`annotation`) and the unit in its name. Raises `TypeError` if no kind fits."""
     words = name.split("_")
     match annotation:
         case "bool":
@@ -194,7 +197,7 @@ _HEAD = """\
 towerws: an example of its configuration file, with every option.
 
 A line that begins with #, without a space after it, is an option with its default. Remove the # and change the value.
-`towerws check --config FILE` says whether the file can be used, and `towerws doctor --config FILE` whether the world fits it.
+`towerws check --config FILE` checks the file alone. `towerws doctor --config FILE` also asks the broker, the API and the proxy.
 A flag and an environment variable win over the file. docs/configuration.md explains the forms of sizes and durations."""
 
 _GROUPS = """\
@@ -207,7 +210,7 @@ _GROUP_LINES = ("#[groups.orders]", '#events = ["created", "paid"]', '#policy = 
 def example() -> Iterator[str]:
     """Yield the lines of a TOML file with each option: its help, type, unit, bounds and default.
 
-    `auth`, which has no default, is set to `open`. Everything else is a comment, so the file as it is gives the defaults.
+    `auth` has no default, and is set to `open`. All other options are comments, so the unchanged file gives the defaults.
     """
     yield from _comment(_HEAD)
     section = ""

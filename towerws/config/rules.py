@@ -1,4 +1,4 @@
-"""Rules between settings, and advice about them. The range of a single setting is in the table of options."""
+"""Rules between settings, advice about them, and the groups of the file. The table of options has the range of each single setting."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ _is_object_url = re.compile(r"/[!-z~]*\{id\}[!-z~]*", re.ASCII).fullmatch
 
 MAX_NAME_BYTES = 255  # AMQP 0-9-1 section 4.2.5.3, short string
 
-PROXY_IDLE_S = 60  # nginx's default proxy_read_timeout, the shortest of the common proxies
+PROXY_IDLE_S = 60  # nginx's default proxy_read_timeout, the shortest idle timeout of the common proxies
 
 
 class Broken(NamedTuple):
@@ -71,7 +71,7 @@ def advice(settings: Settings) -> Iterator[str]:
             f"limits.per_address = {settings.limits.per_address} connections of one"
         )
     if {"tower", "jwt"} <= set(settings.auth) and settings.auth.index("tower") < settings.auth.index("jwt"):
-        yield 'auth has tower before jwt: Tower is then sent every token, and refuses those that jwt would know; write ["jwt", "tower"]'
+        yield 'auth has tower before jwt: Tower gets every token first, and refuses JSON Web Tokens; write ["jwt", "tower"]'
     if not settings.access.check_origin:
         yield "check_origin is off: any page that a user opens can listen in the user's name"
     if settings.broker is not None:
@@ -89,8 +89,8 @@ _RENAMED = {"health": "monitor"}
 def suggestion(word: str, known: Iterable[str], prefix: str = "") -> str:
     """Return `; did you mean …?` for an unknown name, or an empty text if no known name is similar.
 
-    `prefix` is common to all names, so it is left out of the comparison. A former name suggests the new one. The name of a section, or
-    one that is similar to it, suggests the section's first names.
+    `prefix` is common to all names, so it is left out of the comparison. A former name suggests the new one. A word that is similar to the
+    name of a section suggests the first three names of that section.
     """
     names = [name.removeprefix(prefix) for name in known]
     word = word.removeprefix(prefix)
@@ -108,8 +108,8 @@ def suggestion(word: str, known: Iterable[str], prefix: str = "") -> str:
 def describes_a_service(name: str, value: str) -> bool:
     """Whether Kubernetes or Docker set this environment variable to describe a service named towerws.
 
-    Kubernetes sets `{SVCNAME}_SERVICE_HOST` and more for each Service of the namespace; Docker does for `--link`. A name that an operator
-    could mean for towerws (`TOWERWS_PORT=9000`) counts only with a value of their form.
+    Kubernetes sets `{SVCNAME}_SERVICE_HOST` and more for each Service of the namespace. Docker sets similar ones for `--link`. An operator
+    could set `TOWERWS_PORT=9000` and mean an option. So such a name is theirs only if its value has the form that they use.
     """
     if _is_service(name):
         return True
@@ -157,7 +157,7 @@ def _methods(settings: Settings) -> Iterator[Broken]:
     if settings.tower is not None and not settings.tower.cookies:
         yield Broken(("tower.cookies", "auth"), "auth tower needs the name of the session cookie")
     if settings.jwt is not None and not settings.jwt.algorithms:
-        yield Broken(("jwt.algorithms", "auth"), "auth jwt needs the algorithms that count: HS256, RS256, ES256, EdDSA …")
+        yield Broken(("jwt.algorithms", "auth"), "auth jwt needs the algorithms that it accepts: HS256, RS256, ES256, EdDSA …")
     if settings.jwt is not None and not (settings.jwt.secret_file or settings.jwt.public_key_file or settings.jwt.jwks_url):
         yield Broken(("jwt.jwks_url", "auth"), "auth jwt needs a key: one of jwt.secret_file, jwt.public_key_file and jwt.jwks_url")
 
@@ -188,7 +188,7 @@ def _access(settings: Settings) -> Iterator[Broken]:
 
 
 def _workers(settings: Settings) -> Iterator[Broken]:
-    """What several processes can't share. It doesn't depend on what `auto` means on this machine."""
+    """Yield the rules that several workers break. `auto` counts as several, also on a machine with one CPU."""
     if settings.workers == 1:
         return
     if settings.broker is None:
@@ -223,7 +223,7 @@ def _broker(settings: Settings) -> Iterator[Broken]:
     if broker.control == broker.exchange:
         yield Broken(
             ("control_exchange", "exchange"),
-            "control_exchange and exchange must be different: who may publish events could end connections",
+            "control_exchange and exchange must be different: otherwise every program that may publish events could end connections",
         )
     if broker.silence_s < 2 * broker.heartbeat_s:
         yield Broken(("silence_s", "heartbeat_s"), "silence_s must be at least twice heartbeat_s")

@@ -27,7 +27,7 @@ Value = str | int | float | bool | tuple[str, ...]
 
 
 def read_size(value: object) -> int:
-    """Bytes from `64MiB`, `256KiB`, `1048576` or an integer."""
+    """Return the bytes of `64MiB`, `256KiB`, `1048576` or an integer."""
     if isinstance(value, int) and not isinstance(value, bool) and value >= 0:
         return value
     if isinstance(value, str) and (match := _is_size(value)):
@@ -36,7 +36,7 @@ def read_size(value: object) -> int:
 
 
 def format_size(size: int) -> str:
-    """The shortest text that `read_size` reads as exactly this: `64MiB`, `1000`."""
+    """Return the shortest text that `read_size` reads as this number: `64MiB`, `1000`."""
     for unit, factor in (("GiB", GIB), ("MiB", MIB), ("KiB", KIB)):
         if size and size % factor == 0:
             return f"{size // factor}{unit}"
@@ -44,7 +44,7 @@ def format_size(size: int) -> str:
 
 
 def read_duration(value: object) -> int | float:
-    """Seconds from `120`, `1.5`, `120s`, `2m`, `1h`, `500ms` or a number; whole ones as an integer."""
+    """Return the seconds of `120`, `1.5`, `120s`, `2m`, `1h`, `500ms` or a number. Whole seconds are an integer."""
     if isinstance(value, str) and (match := _is_duration(value)):
         # Rounded to the nanosecond, so that "300ms" doesn't become 0.30000000000000004.
         return _whole_as_int(round(float(match[1]) * _DURATION_UNITS[match[2]], 9))
@@ -54,7 +54,7 @@ def read_duration(value: object) -> int | float:
 
 
 def read_whole_seconds(value: object) -> int:
-    """As `read_duration`, for values that the broker needs in whole seconds."""
+    """Return whole seconds, from the same values as `read_duration`. The broker needs some values so."""
     seconds = read_duration(value)
     if not isinstance(seconds, int):
         raise ValueError("a duration here is in whole seconds (30, 30s, 2m)")
@@ -62,14 +62,14 @@ def read_whole_seconds(value: object) -> int:
 
 
 def format_number(number: float) -> str:
-    """The text that `read_duration` and `read_rate` read as exactly this, without an exponent."""
+    """Return the text that `read_duration` and `read_rate` read as this number, without an exponent."""
     if isinstance(number, int) or number.is_integer():
         return str(int(number))
     return f"{number:.9f}".rstrip("0")
 
 
 def read_count_or_auto(value: object) -> int | str:
-    """A whole number, or `auto`."""
+    """Return a whole number, or `auto`."""
     if value == AUTO:
         return AUTO
     try:
@@ -79,7 +79,7 @@ def read_count_or_auto(value: object) -> int | str:
 
 
 def read_count(value: object) -> int:
-    """A whole number, not negative."""
+    """Return a whole number, which is not negative."""
     if isinstance(value, int) and not isinstance(value, bool) and value >= 0:
         return value
     if isinstance(value, str) and _is_whole(value):
@@ -88,7 +88,7 @@ def read_count(value: object) -> int:
 
 
 def read_rate(value: object) -> int | float:
-    """A rate per second; a whole one as an integer."""
+    """Return a rate per second. A whole rate is an integer."""
     if isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value < 10**9:
         return _whole_as_int(float(value))
     if isinstance(value, str) and _is_number(value):
@@ -97,21 +97,21 @@ def read_rate(value: object) -> int | float:
 
 
 def read_bool(value: object) -> bool:
-    """True or false. Refuses 0, 1, "yes" and the like."""
+    """Return True or False. Refuses 0, 1, "yes" and the like."""
     if isinstance(value, bool):
         return value
     raise ValueError("must be true or false")
 
 
 def read_text(value: object) -> str:
-    """Printable text."""
+    """Return printable text."""
     if isinstance(value, str) and value.isprintable():
         return value
     raise ValueError("must be printable text")
 
 
 def read_words(value: object) -> tuple[str, ...]:
-    """A list of words: `["open"]`, or comma-separated text."""
+    """Return the words of a list (`["open"]`) or of comma-separated text, at least one. Refuses a word that occurs twice."""
     words = [word.strip() for word in value.split(",")] if isinstance(value, str) else value
     if isinstance(words, (list, tuple)) and words and all(isinstance(word, str) and word and word.isprintable() for word in words):
         if len(set(words)) < len(words):
@@ -121,7 +121,7 @@ def read_words(value: object) -> tuple[str, ...]:
 
 
 def read_list(value: object) -> tuple[str, ...]:
-    """A list of words that may be empty: `[]`, or empty text."""
+    """Return the same as `read_words`, or an empty tuple for `[]` and empty text."""
     return () if value in ("", [], ()) else read_words(value)
 
 
