@@ -9,9 +9,12 @@
   GET  /metrics     the figures, for Prometheus
   POST /publish     202 when an event is published, or 200 with an answer for each line of a batch
   POST /disconnect  202 with the number of connections closed here; 503 if the other daemons don't know
+  POST /restart     200 when a new process has all connections, 503 if that failed
+  POST /probe       200 with how a handshake of `towerws doctor` arrived
 
-Every answer is one JSON object, except a batch's, the metrics, the live page and its files. An error is `{"error": …}`. Every path that
-takes `GET` takes `HEAD`.
+Every answer is one JSON object, except the answer to a batch, the metrics, the pages and their files. An error is `{"error": …}`. Every
+path that takes `GET` takes `HEAD`.
+
 The port of `monitor` (`monitor_site`) has `/healthz`, `/readyz` and `/metrics` only, and may be public.
 """
 

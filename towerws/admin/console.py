@@ -1,15 +1,15 @@
-"""The console: its page, and the small JSON endpoints that it asks.
+"""The console: its page, and the JSON endpoints that the page asks.
 
   GET  /console/samples           the last 15 minutes in figures, and the present state
   GET  /console/topics            all groups, and the newest topics
-  GET  /console/events            the newest events: with the beginning of each payload
+  GET  /console/events            the newest events, with the beginning of each payload
   GET  /console/event             one event: its whole payload
   GET  /console/connections       the connections, a page at a time
   POST /console/connections/end   end one connection of the process that listed it
   GET  /console/explain           why a user does not get the events of a topic
 
-A page of another site may neither read these nor cause their work. Events, connections and explanations are answered only where the
-admin port is on loopback or a UNIX socket, and only with `admin_details`.
+A page of another site can neither read these answers nor make the daemon compute them. All paths but `/console/samples` answer only if the
+admin port is on loopback or a UNIX socket, and `admin_details` is true.
 """
 
 from __future__ import annotations
@@ -31,10 +31,16 @@ from towerws.core.hub import Hub
 from towerws.core.topics import WITHHELD
 
 MAX_ROWS = 100
+"""Most connections in one answer."""
+
 MAX_TEXT = 200
-"""Characters of a search, of a user and of a topic."""
+"""Most characters of a search, of a user and of a topic."""
+
 PREVIEW_BYTES = 2048
+"""Bytes of a payload's beginning in the list of events."""
+
 BIGGEST = 2**63 - 1
+"""Highest number in a query: the highest offset of a log (signed 64 bits)."""
 
 _SCRIPTS = ("console", "console-kit", "console-overview", "console-events", "console-clients", "console-publish", "console-explain")
 
@@ -48,11 +54,13 @@ CONSOLE_PATHS = (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ConsoleData:
-    """What the console asks of its daemon.
+    """The parts of the daemon that the console uses.
 
-    `instance` names this process. Its successor in a hand-over has another one. `connections` takes `after`, `text`, `limit` and `behind`.
-    `end` returns whether there was such a connection. `explain` takes a user and a topic, and raises `ValueError` for a topic that is none.
-    `show_details` is `admin_details`.
+    - `instance` names this process. A successor in a hand-over has another name.
+    - `connections` takes the parameters `after`, `text`, `limit` and `behind` of `/console/connections`.
+    - `end` takes the number of a connection, and returns whether it exists.
+    - `explain` takes a user and a topic, and raises `ValueError` for a malformed topic.
+    - `show_details` is `admin_details`.
     """
 
     instance: str

@@ -24,13 +24,13 @@ from towerws.core.errors import printable
 from towerws.core.origins import is_local
 
 IDLE_S = 60
-"""Seconds that a connection may be silent, unless a site has its own."""
+"""Seconds that a connection may be silent, unless a site sets another time."""
 
 DISCARDED_BODIES = 8
-"""A client that sends more than this many times the limit of a body is disconnected.
+"""How many times `max_body_bytes` a client may send before it is disconnected.
 
-Most clients read an answer only after they have sent everything. If they were disconnected at once, they would see a reset and
-not the 413.
+Most clients read an answer only after they have sent everything. If they were disconnected at the first byte above the limit, they would
+see a reset and not the 413.
 """
 
 _POLICY = {
@@ -55,7 +55,7 @@ _HEADERS = {
 
 
 class HttpError(Exception):
-    """A request that gets an error: the HTTP status, and the text for `{"error": …}`."""
+    """A request is answered with an error: the HTTP status, and the text for `{"error": …}`."""
 
     def __init__(self, status: int, text: str) -> None:
         super().__init__(text)
@@ -85,8 +85,8 @@ def body_of(request: Request) -> bytes:
 class Endpoint(Resource):
     """One path: the method that it takes, and the function that answers.
 
-    `answer` may return a Deferred. It raises `HttpError` for an error that the client made. `check` is called first and may raise
-    `HttpError`, too.
+    `answer` may return a Deferred. It raises `HttpError` for a mistake of the client. `check` is called first, and raises `HttpError` to
+    refuse the request.
     """
 
     isLeaf = True
@@ -150,7 +150,7 @@ class BoundedRequest(Request):
     _refused = False
 
     def handleContentChunk(self, data: bytes) -> None:
-        """Take a piece of the body. The first byte over the limit is answered with 413, and nothing more is kept."""
+        """Keep a piece of the body. Above the limit, answer 413 once and keep nothing more."""
         self._received += len(data)
         channel: Any = self.channel
         limit: int = channel.site.max_body_bytes  # `self.site` is set only when the body is complete
@@ -165,7 +165,7 @@ class BoundedRequest(Request):
             channel.loseConnection()
 
     def requestReceived(self, command: bytes, path: bytes, version: bytes) -> None:
-        """Answer a complete request. One that got its 413 only ends the connection."""
+        """Answer a complete request. If it has been answered with 413, only close the connection."""
         if self._refused:
             self.channel.loseConnection()
         else:
@@ -184,7 +184,7 @@ class EndpointSite(Site):
         check: Callable[[Request], None] = lambda request: None,
         timeout_s: float = IDLE_S,
     ) -> None:
-        """`check` is for paths without an endpoint: each endpoint has its own."""
+        """`check` is for paths without an endpoint, because each endpoint has its own check."""
         # No endpoint takes a form. Twisted would parse one in one turn of the reactor, before any check: a second for 4 MiB.
         super().__init__(Resource(), requestFactory=BoundedRequest, timeout=timeout_s, parsePOSTFormSubmission=False)
         self.displayTracebacks = False
@@ -212,9 +212,10 @@ def check_browser(request: Request) -> None:
 
 
 def check_reader(request: Request) -> None:
-    """Raise `HttpError` 403 also for a request that another site made a browser send without an Origin, such as the one for an image.
+    """Raise `HttpError` 403 for a request that a page of another site may have sent, also for one without an Origin.
 
-    Such a page can't read the answer, but it must not cause the work either. Browsers say so in Sec-Fetch-Site (W3C Fetch Metadata).
+    A browser sends no Origin for an image, for example. The page can't read the answer, but it must not cause the work either. Browsers say
+    in Sec-Fetch-Site whether the page is of another site (W3C Fetch Metadata).
     """
     check_browser(request)
     site = request.getHeader(b"sec-fetch-site")
@@ -227,7 +228,10 @@ def check_reader(request: Request) -> None:
 
 
 def details_check(*, shown: bool) -> Callable[[Request], None]:
-    """Return the check of a path that names events, topics or users. `shown` is `admin_details`. It raises `HttpError` 403."""
+    """Return the check of a path whose answer has events, topics or users. `shown` is `admin_details`.
+
+    The check raises `HttpError` 403 if `shown` is false, and on any address but loopback and UNIX sockets.
+    """
 
     def check(request: Request) -> None:
         check_reader(request)

@@ -17,7 +17,7 @@ from towerws.admin.metrics import MetricsPage
 from towerws.core.sources import SourceStatus
 
 MAX_PROBES = 32
-"""Connections to the port of `monitor`. They share the descriptors that browsers leave (process.py, RESERVED_DESCRIPTORS)."""
+"""Most connections to the port of `monitor`. They use descriptors that clients can't use (process.py, RESERVED_DESCRIPTORS)."""
 
 PROBE_S = 10
 """Seconds that a probe's connection may be silent."""
@@ -32,7 +32,7 @@ def healthy() -> Answer:
 
 
 def readiness(status: SourceStatus) -> Answer:
-    """Answer 200 while the source consumes, otherwise 503. The reason is included, which may name machines."""
+    """Answer 200 while the source consumes, otherwise 503. The answer has the reason, which may name machines."""
     answer: dict[str, object] = {"ready": status.ready, "state": status.state.value}
     if status.reason is not None:
         answer["reason"] = status.reason
@@ -44,8 +44,8 @@ def readiness(status: SourceStatus) -> Answer:
 def monitor_site(source_status: Callable[[], SourceStatus], metrics: MetricsPage) -> WrappingFactory:
     """Return the site of the port of `monitor`.
 
-    That port may be public: it gives no reasons, and it does nothing that a page could abuse. So any Host and Origin may ask. Its metrics
-    name no machine, client or topic, and any number of requests causes few scrapes.
+    That port may be public. It gives no reasons, and changes nothing, so any Host and Origin may ask. Its metrics name no machine, client
+    or topic. Any number of requests causes at most one scrape in `RECENT_S`.
     """
 
     def ready() -> Answer:
@@ -56,7 +56,7 @@ def monitor_site(source_status: Callable[[], SourceStatus], metrics: MetricsPage
 
 
 def limited_site(answers: Mapping[bytes, Callable[[], Answer | Deferred[Answer]]]) -> WrappingFactory:
-    """Return a site with `/healthz` and these paths, for few connections at a time."""
+    """Return a site with `/healthz` and these paths, for at most `MAX_PROBES` connections at a time."""
 
     def get(answer: Callable[[], Answer | Deferred[Answer]]) -> Endpoint:
         return Endpoint(b"GET", lambda request: answer())
@@ -75,8 +75,8 @@ class _MonitorSite(EndpointSite):
 class _ProbeLimit(WrappingFactory):
     """Allows `MAX_PROBES` connections. One more ends the oldest.
 
-    A probe is answered at once. So the oldest connection is that of a client that is silent or slow, and must not keep probes out: an
-    orchestrator would restart a daemon that is well.
+    A probe is answered at once, so the oldest connection belongs to a silent or slow client. Such clients must not keep probes out: an
+    orchestrator would restart a healthy daemon.
     """
 
     noisy = False
@@ -84,11 +84,11 @@ class _ProbeLimit(WrappingFactory):
     _reported_at = -inf
 
     def acceptableProtocols(self) -> list[bytes]:
-        """Return what TLS may choose if the client offers protocols (RFC 7301). The wrapped site would say the same."""
+        """Return the protocols for TLS to choose from (ALPN, RFC 7301), as the wrapped site does."""
         return [b"http/1.1"]
 
     def registerProtocol(self, p: Any) -> None:
-        """Count a new connection."""
+        """Add a new connection, and end the oldest one if there are too many."""
         super().registerProtocol(p)
         if len(self.protocols) > MAX_PROBES:
             oldest = next(iter(self.protocols))
@@ -97,7 +97,7 @@ class _ProbeLimit(WrappingFactory):
             oldest.transport.abortConnection()
 
     def unregisterProtocol(self, p: Any) -> None:
-        """Forget a connection that is closed, or was ended as the oldest."""
+        """Remove a closed connection. `registerProtocol` has removed one that it ended."""
         self.protocols.pop(p, None)
 
     def _report(self) -> None:

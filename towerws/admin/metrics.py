@@ -1,7 +1,7 @@
 """`/metrics`: the figures of `/status` in Prometheus' text format. docs/metrics.md lists them, and their names are API.
 
-A scrape reads the same figures as `/status`, so the daemon's work pays nothing for a metric. A label's value is one of the fixed words
-below. A word that is missing there becomes `other`, so no client and no producer can make a label.
+A scrape reads the figures of `/status`, so a metric costs the daemon nothing between scrapes. A label's value is one of the fixed words
+below. Any other word becomes `other`, so no client and no producer can make a new value.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from towerws.core.publication import Outcome
 from towerws.core.sources import SourceState
 
 RECENT_S = 1.0
-"""The port of `monitor` may be public. There an answer is used again for this long, so that requests can't keep the reactor busy."""
+"""How long the port of `monitor` uses an answer again. The port may be public, and many requests must not keep the reactor busy."""
 
 CONTENT_TYPE = b"text/plain; version=0.0.4; charset=utf-8"
 
@@ -43,12 +43,12 @@ STATES = tuple(state.value for state in SourceState)
 METHODS = ("tower", "jwt", "open")
 
 Samples = Iterable[tuple[tuple[str, ...], object]]
-"""The values of the labels, and a number. For a histogram, `Histogram.figures` instead of a number. None: there is no sample."""
+"""Pairs: the values of the labels, and a number. For a histogram, `Histogram.figures` instead of a number. None: there is no sample."""
 
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One metric. `read` finds its samples in the figures of `/status`. A counter's name ends in `_total`, a time's in `_seconds`."""
+    """One metric. `text` is its HELP. `read` finds its samples in the figures of `/status`."""
 
     name: str
     kind: type[CounterMetricFamily | GaugeMetricFamily | HistogramMetricFamily]
@@ -73,7 +73,7 @@ def _one(path: str) -> Callable[[Figures], Samples]:
 
 
 def _words(path: str, words: Iterable[str]) -> Callable[[Figures], Samples]:
-    """One sample for each word, 0 if it is not counted yet. All words that are not listed are one sample, `other`, once there is any."""
+    """Read counts by word: one sample for each listed word, 0 if it has no count. All other words together are the sample `other`."""
     known = tuple(words)
 
     def read(figures: Figures) -> Samples:
@@ -89,7 +89,7 @@ def _words(path: str, words: Iterable[str]) -> Callable[[Figures], Samples]:
 
 
 def _several(paths: Mapping[str, str]) -> Callable[[Figures], Samples]:
-    """One sample for each label, from its own path."""
+    """Read one sample for each value of the label, from its own path in the figures."""
     return lambda figures: [((label,), at(figures, path)) for label, path in paths.items()]
 
 
@@ -166,7 +166,7 @@ ENTRIES = (
     # The source.
     Entry("towerws_source_ready", _G, "1 while events come, as in /readyz.", _source_ready),
     Entry("towerws_source_state", _G, "1 for the state of the source, 0 for the other states.", _source_state, ("state",)),
-    Entry("towerws_source_unproven", _G, "Things that a ready source can't prove. /readyz on the admin port names them.", _source_unproven),
+    Entry("towerws_source_unproven", _G, "Facts that a ready source can't prove. /readyz on the admin port names them.", _source_unproven),
     Entry("towerws_broker_attempts_total", _C, "Attempts to connect to a broker.", _one("source.attempts")),
     Entry("towerws_broker_connects_total", _C, "Connections to a broker that were opened.", _one("source.connects")),
     Entry(
@@ -177,7 +177,7 @@ ENTRIES = (
     ),
     Entry("towerws_broker_channel_failures_total", _C, "Channels that the broker closed.", _one("source.channel_failures")),
     Entry("towerws_broker_messages_total", _C, "Messages from the broker, markers included.", _one("source.deliveries")),
-    Entry("towerws_broker_received_bytes_total", _C, "Bytes of these messages' bodies.", _one("source.bytes")),
+    Entry("towerws_broker_received_bytes_total", _C, "Bytes of the bodies of the broker's messages.", _one("source.bytes")),
     Entry("towerws_broker_acks_total", _C, "Acknowledgements that were sent to the broker.", _one("source.acks")),
     Entry("towerws_broker_damaged_headers_total", _C, "Messages whose AMQP headers are damaged.", _one("source.poison_headers")),
     Entry(
@@ -200,7 +200,7 @@ ENTRIES = (
     Entry(
         "towerws_control_received_total", _C, "Revocations from the control exchange, and unreadable messages.", _one("control.received")
     ),
-    Entry("towerws_control_bad_total", _C, "Those of them that could not be read.", _one("control.bad")),
+    Entry("towerws_control_bad_total", _C, "Messages from the control exchange that could not be read.", _one("control.bad")),
     Entry(
         "towerws_control_revocations_total",
         _C,
@@ -224,11 +224,11 @@ ENTRIES = (
     Entry("towerws_history_span_seconds", _G, "Age of the oldest event in history: how long a client may be away.", _one("history.span_s")),
     # Events out.
     Entry("towerws_subscribers", _G, "Connections whose handshake is complete.", _one("hub.subscribers")),
-    Entry("towerws_subscribers_behind", _G, "Those that are fed from history now.", _one("hub.behind")),
+    Entry("towerws_subscribers_behind", _G, "Connections that now get events from history.", _one("hub.behind")),
     Entry("towerws_subscriptions", _G, "Topics of all connections, each counted for each connection.", _one("hub.subscriptions")),
     Entry("towerws_topics", _G, "Topics that have a subscriber.", _one("hub.topics")),
     Entry("towerws_events_sent_total", _C, "Events written to connections, once for each connection.", _one("hub.deliveries_out")),
-    Entry("towerws_events_replayed_total", _C, "Those of them that came from history.", _one("hub.replayed")),
+    Entry("towerws_events_replayed_total", _C, "Events written to connections that came from history.", _one("hub.replayed")),
     Entry("towerws_sent_bytes_total", _C, "Bytes of frames of live events, without replayed ones.", _one("hub.bytes_out")),
     Entry("towerws_replayed_bytes_total", _C, "Bytes of frames that were replayed from history.", _one("hub.replayed_bytes")),
     Entry("towerws_batch_events", _H, "Events of a batch that have a subscriber.", _one("hub.batch_sizes")),
@@ -260,7 +260,7 @@ ENTRIES = (
     ),
     Entry("towerws_fell_behind_total", _C, "How often a connection fell behind, because it reads too slowly.", _one("hub.fell_behind")),
     Entry("towerws_caught_up_total", _C, "How often a connection that was behind was live again.", _one("hub.caught_up")),
-    Entry("towerws_gaps_total", _C, "Gap notices to clients, and Tower clients closed instead.", _one("hub.gaps")),
+    Entry("towerws_gaps_total", _C, "Gap notices to clients, and Tower clients that were closed instead.", _one("hub.gaps")),
     Entry(
         "towerws_resumes_total",
         _C,
@@ -276,12 +276,12 @@ ENTRIES = (
     Entry(
         "towerws_handovers_total",
         _C,
-        "Restarts that were to close no connection. done: a new process took over. failed: the old one went on.",
+        "Restarts by hand-over. done: a new process took over. failed: the old one went on.",
         _words("handovers.results", ("done", "failed")),
         ("result",),
     ),
     Entry("towerws_handover_seconds", _G, "How long the last hand-over moved connections.", _one("handovers.seconds")),
-    Entry("towerws_handover_connections", _G, "Connections that it moved.", _one("handovers.moved")),
+    Entry("towerws_handover_connections", _G, "Connections that the last hand-over moved.", _one("handovers.moved")),
     # Connections.
     Entry("towerws_connections", _G, "TCP connections of clients, those at their handshake included.", _one("connections.present")),
     Entry("towerws_connections_max", _G, "The limit of connections in force.", _one("connections.max")),
@@ -305,16 +305,21 @@ ENTRIES = (
         ("limit",),
     ),
     Entry("towerws_requests_total", _C, "Messages from clients.", _one("requests.taken")),
-    Entry("towerws_requests_bad_total", _C, "Messages from clients that could not be followed.", _one("requests.bad")),
+    Entry("towerws_requests_bad_total", _C, "Messages from clients that were answered with an error.", _one("requests.bad")),
     Entry("towerws_topics_denied_total", _C, "Topics that a client asked for and may not see.", _one("requests.denied_topics")),
     # Authentication.
     Entry("towerws_credentials", _G, "Credentials of connected clients that are checked again.", _one("connections.rechecks.credentials")),
-    Entry("towerws_recheck_late_seconds", _G, "By how much these checks exceed revalidate_s.", _one("connections.rechecks.late_s")),
+    Entry(
+        "towerws_recheck_late_seconds",
+        _G,
+        "How late the checks of credentials are, beyond revalidate_s.",
+        _one("connections.rechecks.late_s"),
+    ),
     Entry("towerws_credentials_renewed_total", _C, "Tokens that replaced one on an open connection.", _one("connections.renewed")),
     Entry("towerws_auth_credentials_total", _C, "Credentials that a method checked.", _credentials, ("method", "result")),
     Entry("towerws_auth_api_calls_total", _C, "Calls to the API.", _pools("made"), ("pool",)),
     Entry("towerws_auth_api_calls_failed_total", _C, "Calls to the API that failed.", _pools("failed"), ("pool",)),
-    Entry("towerws_auth_api_calls_turned_away_total", _C, "Calls that were not sent.", _pools("turned_away"), ("pool",)),
+    Entry("towerws_auth_api_calls_turned_away_total", _C, "Calls to the API that were not sent.", _pools("turned_away"), ("pool",)),
     Entry("towerws_auth_api_calls_in_flight", _G, "Calls that wait for the API's answer.", _pools("in_flight"), ("pool",)),
     Entry("towerws_auth_api_calls_waiting", _G, "Calls that wait in the queue.", _pools("waiting"), ("pool",)),
     Entry("towerws_auth_api_call_seconds", _H, "Time from sending a call to its end.", _pools("seconds"), ("pool",)),
@@ -359,7 +364,7 @@ class DaemonCollector(Collector):
 
 
 class MetricsPage:
-    """Answers with the metrics of one daemon, those of its process and its interpreter included. `clock` returns monotonic seconds."""
+    """Makes the answer of `/metrics`: the metrics of this daemon, its process and its interpreter. `clock` returns monotonic seconds."""
 
     def __init__(self, status: Callable[[], Figures], clock: Callable[[], float]) -> None:
         self._registry = CollectorRegistry()
@@ -375,7 +380,7 @@ class MetricsPage:
         return Answer(200, generate_latest(self._registry), CONTENT_TYPE)
 
     def recent(self) -> Answer:
-        """Return the metrics of at most `RECENT_S` ago."""
+        """Return an answer that is at most `RECENT_S` old."""
         now = self._clock()
         if self._recent is None or now - self._recent[0] >= RECENT_S:
             self._recent = now, self.present()

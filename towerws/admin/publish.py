@@ -5,7 +5,7 @@
 - A batch has the content type `application/x-ndjson` and an envelope per line. The answer is 200 with one line per event, in their order.
   Each has the `status` that the event would have had alone.
 
-A batch is read in pieces, one in each turn of the reactor. A client that disconnects does not stop it.
+A batch is published in pieces, one in each turn of the reactor. A client that disconnects does not stop its batch.
 """
 
 from __future__ import annotations
@@ -25,12 +25,13 @@ from towerws.core.publication import Outcome, Publication, Published, parse_idem
 BATCH_TYPE = "application/x-ndjson"
 
 LINES_PER_TURN = 20
-"""Lines of a batch that are read in one turn of the reactor. At 0.1 ms for each that is 2 ms."""
+"""Most lines of a batch in one turn of the reactor. A line takes 0.1 ms, so a turn takes 2 ms."""
+
 BYTES_PER_TURN = 256 * 1024
-"""After this many bytes of lines, the rest waits for the next turn too."""
+"""A turn of the reactor ends after this many bytes of lines."""
 
 INVALID = "invalid"
-"""The outcome, in the counter only, of an event that was not published because of a mistake in it."""
+"""The word in the counter for an event that was not published because of a mistake in it. Answers have no such outcome."""
 
 STATUS = {
     Outcome.CONFIRMED: 202,
@@ -50,10 +51,10 @@ Publish = Callable[[Publication], Deferred[Published]]
 
 
 class PublishEndpoint:
-    """Answers `POST /publish`. `counts` has the events by outcome.
+    """Answers `POST /publish`. `counts` has the number of events by outcome.
 
-    `why_no_subscriber` says why no client can subscribe to a group's event, or returns None. `later` calls a function in a later turn
-    of the reactor.
+    `why_no_subscriber` takes a group and an event. It returns why no client can subscribe to them, or None. `later` calls a function in a
+    later turn of the reactor.
     """
 
     def __init__(
@@ -65,7 +66,7 @@ class PublishEndpoint:
         self.counts: Counter[str] = Counter()
 
     def answer(self, request: Request) -> Deferred[Answer]:
-        """Publish what the body holds. Raises `HttpError` for a body or a header that can't be used."""
+        """Publish the event or the batch in the body. Raises `HttpError` for a body or a header that can't be used."""
         try:
             key = _idempotency_key(request)
             content_type = (request.getHeader("content-type") or "").partition(";")[0].strip().lower()
@@ -97,7 +98,7 @@ class PublishEndpoint:
         return published.addCallback(self._describe, publication)
 
     def _publish_line(self, line: bytes, key: str | None) -> Deferred[dict[str, object]]:
-        """The same for a line of a batch. Fires with the answer, and never fails."""
+        """Publish one line of a batch. Fires with the answer's keys, also for a mistake in the line."""
         try:
             return self._publish_one(line, key)
         except HttpError as error:
@@ -115,7 +116,7 @@ class PublishEndpoint:
 
 
 class _Batch:
-    """One batch on its way. `answer` fires when every line has its answer."""
+    """One batch that is being published. `answer` fires when every line has its answer."""
 
     def __init__(
         self,
@@ -135,7 +136,7 @@ class _Batch:
         self._continue()
 
     def _continue(self) -> None:
-        """Publish the next lines."""
+        """Publish the lines of one turn of the reactor."""
         taken = 0
         end = min(self._next + LINES_PER_TURN, len(self._lines))
         while self._next < end and taken < BYTES_PER_TURN:
@@ -155,7 +156,7 @@ class _Batch:
             self.answer.callback(Answer(200, b"".join(self._answers), BATCH_TYPE.encode()))
 
     def _failed(self, failure: Failure) -> None:
-        """A fault of towerws: the whole request is answered with 500, and the log has a traceback."""
+        """Handle a fault of towerws: the whole request is answered with 500, and the log has a traceback."""
         if not self.answer.called:
             self.answer.errback(failure)
 

@@ -1,6 +1,6 @@
-"""The last quarter of an hour in figures, for the console: one sample each `EVERY_S`, in a ring of `KEPT` samples.
+"""The last 15 minutes in figures, for the console: one sample each `EVERY_S`, in a ring of `KEPT` samples.
 
-A page that is opened now shows the past. A sample has 18 numbers, so the whole ring takes about 120 KB.
+So a page shows the past as soon as it is opened. A sample has 18 numbers, so the whole ring takes about 120 KB.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ PRESENT: Final = {
     "history_bytes": "history.bytes",
     "topics": "hub.topics",
 }
-"""Figures that are taken as they are."""
+"""Figures that a sample has unchanged, by their name in the sample."""
 
 PER_SECOND: Final = {
     "events_in_per_s": ("ingest.received",),
@@ -32,35 +32,37 @@ PER_SECOND: Final = {
     "bytes_out_per_s": ("hub.bytes_out", "hub.replayed_bytes"),
     "api_calls_per_s": ("auth.tower.calls.made", "auth.tower.calls.passwords.made"),
 }
-"""Counters whose increase per second is taken. Several are added."""
+"""Counters of which a sample has the increase per second. Several counters are added."""
 
 SINCE_LAST: Final = {
     "gaps": ("hub.gaps",),
     "refusals": ("connections.refused_for",),
     "api_failures": ("auth.tower.calls.failed", "auth.tower.calls.passwords.failed"),
 }
-"""Counters whose increase since the last sample is taken. A mapping counts as the sum of its values."""
+"""Counters of which a sample has the increase since the last sample. A mapping counts as the sum of its values."""
 
 PERCENTILES: Final = {
     "delivery_p50_s": ("ingest.delivery_s", 0.5),
     "delivery_p99_s": ("ingest.delivery_s", 0.99),
     "loop_lag_p99_s": ("process.reactor_lag_s", 0.99),
 }
+"""Histograms of which a sample has a percentile of the values since the last sample."""
 
 BREAKERS: Final = {
     "session": "auth.tower.calls.breaker",
     "object": "auth.tower.calls.object_breaker",
     "password": "auth.tower.calls.passwords.breaker",
 }
-"""The states of the circuit breakers, by what each of them guards."""
+"""Paths of the states of the circuit breakers, by the calls that each of them protects."""
 
 STATES: Final = ("ready", "breaker_open")
 
 NAMES: Final = (*PRESENT, *PER_SECOND, *SINCE_LAST, *PERCENTILES, *STATES)
+"""The names of a sample's numbers, in their order."""
 
 
 def at(figures: object, path: str) -> object:
-    """Return the figure at `source.markers.lag_s`, None if a part of the path is missing."""
+    """Return the figure at a path such as `source.markers.lag_s`. None if a part of the path is missing."""
     for key in path.split("."):
         if not isinstance(figures, Mapping):
             return None
@@ -69,9 +71,10 @@ def at(figures: object, path: str) -> object:
 
 
 def percentile(before: Figures, after: Figures, share: float) -> Number:
-    """Return below which value this share of the values lies that came between two states of a histogram (`Histogram.figures`).
+    """Return a percentile of the values that a histogram counted between two of its states (`Histogram.figures`).
 
-    Within a bucket values count as evenly spread. A value beyond the last bound counts as that bound. None: no value came.
+    `share` is 0.99 for the 99th percentile. Within a bucket, values count as evenly spread. A value beyond the last bound counts as that
+    bound. None: the histogram counted no value.
     """
     old, new = before["buckets"], after["buckets"]
     assert isinstance(old, Mapping)

@@ -1,10 +1,10 @@
-"""The paths of the admin port, what those do that take a POST, and the live page.
+"""The paths of the admin port, the paths that take a POST, and the live page.
 
-- `POST /publish`: `admin.publish`.
-- `POST /restart`: hand all connections to a new process. The answer comes once that is done, or has failed.
-- `POST /disconnect`: close the connections of a user or a credential, on this daemon and on the others of the broker. The body is
+- `POST /publish`: see `admin.publish`.
+- `POST /restart`: hands all connections to a new process. The answer comes when the hand-over is complete or has failed.
+- `POST /disconnect`: closes the connections of a user or a credential, on this daemon and on the broker's other daemons. The body is
   `{"user": 7}` or `{"session": "<hash>"}`.
-- `POST /probe`: how a handshake of `towerws doctor` arrived. The body is `{"probe": "<32 hexadecimal digits>"}`.
+- `POST /probe`: tells how a handshake of `towerws doctor` arrived. The body is `{"probe": "<32 hexadecimal digits>"}`.
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ from towerws.core.identity import Disconnection, Revocation, parse_revocation
 from towerws.core.sources import SourceStatus
 
 ENVELOPE_BYTES = 1024
-"""Bytes that the body of a request may have around its payload."""
+"""Bytes that the body of a request may have in addition to its payload."""
 
 DELIVERIES = 2000
-"""How many of the newest deliveries are searched for the live page's topics: 0.08 ms."""
+"""How many of the newest deliveries are searched for the live page's topics, in 0.08 ms."""
 
 TOPICS = 100
-"""How many topics the live page gets at most."""
+"""Most topics that the live page gets."""
 
 CONTENT_TYPES = {
     "html": b"text/html; charset=utf-8",
@@ -48,10 +48,10 @@ CONTENT_TYPES = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PageContent:
-    """What the live page has to know about its daemon.
+    """The daemon's settings and figures that the live page uses.
 
-    `groups` are those of the configuration (`GroupTable.configured`). `auth` has the names of the methods. `takes_tokens` says
-    whether a client may send its token in a message. A connection may have `max_topics` topics. `topics` returns the newest topics of
+    `groups` are those of the configuration (`GroupTable.configured`). `auth` has the names of the methods of authentication. `takes_tokens`
+    says whether a client may send its token in a message. A connection may have `max_topics` topics. `topics` returns the newest topics of
     the configured groups, and `position` the position of the newest delivery.
     """
 
@@ -69,7 +69,7 @@ def topics_of(groups: Container[str], history: History) -> list[str]:
 
 
 def live_page(content: PageContent, websocket_port: int) -> Answer:
-    """Return the page, with the daemon's settings in its `data-` attributes."""
+    """Return the live page, with the daemon's settings in its `data-` attributes."""
     page = files("towerws").joinpath("static/live.html").read_text(encoding="utf-8")
     values = {
         "WEBSOCKET_PORT": str(websocket_port),
@@ -97,14 +97,14 @@ def newest_topics(content: PageContent) -> Answer:
 
 
 class AdminSite(EndpointSite):
-    """Answers the requests to the admin port, from what the service passes in.
+    """Answers the requests to the admin port, with the functions that the service passes in.
 
     - `status` returns the figures, `source_status` the source's state.
     - `publish`, `why_no_subscriber` and `later` are those of `PublishEndpoint`.
-    - `disconnect` fires with the result of a revocation.
-    - `disconnect_here` returns how many connections of this process it closed. Only a worker has it, for its parent.
-    - `restart` fires with the figures of a hand-over, or fails with a `TowerwsError`.
-    - `page` returns what the live page has to know.
+    - `disconnect` closes connections on all daemons, and fires with the result.
+    - `disconnect_here` closes connections of this process only, and returns their number. Only a worker has it, for its parent.
+    - `restart` fires with the figures of a hand-over, or fails with a `TowerwsError`. None: the answer is 404.
+    - `page` returns the contents of the live page.
     - `websocket_port` returns the TCP port of the websockets, 0 if there is none.
     - `console` has the endpoints of `console_endpoints`. `show_details` is `admin_details`.
     """
@@ -177,7 +177,7 @@ class AdminSite(EndpointSite):
 
 
 def revocation_of(body: bytes) -> Revocation:
-    """Return what a body revokes. Raises `HttpError` 400."""
+    """Parse the body of `POST /disconnect`. Raises `HttpError` 400."""
     try:
         return parse_revocation(body)
     except ValueError as error:
@@ -185,7 +185,10 @@ def revocation_of(body: bytes) -> Revocation:
 
 
 def restart_daemon(restart: Callable[[], Deferred[dict[str, object]]] | None) -> Deferred[Answer]:
-    """Hand all connections to a new process. Answers 200 with the figures, or 503 with the reason: then this process goes on."""
+    """Hand all connections to a new process. Answers 200 with the figures, or 503 with the reason, and then this process goes on.
+
+    Raises `HttpError` 404 without `restart`.
+    """
     if restart is None:
         raise HttpError(404, "this daemon can't hand over its connections")
 
@@ -197,7 +200,7 @@ def restart_daemon(restart: Callable[[], Deferred[dict[str, object]]] | None) ->
 
 
 def probed_handshake(body: bytes, probes: HandshakeProbes) -> Answer:
-    """Answer with how the newest handshake with this name arrived. `seen` is null until one has."""
+    """Answer with how the newest handshake with the probe of the body arrived. `seen` is null until one has. Raises `HttpError` 400."""
     try:
         name = parse_probe(body)
     except ValueError as error:
