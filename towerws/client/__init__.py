@@ -1,10 +1,10 @@
-"""The Python client of `towerws.v1`: it stays connected, resumes at its position, and tells what is missing (docs/python-client.md).
+"""The Python client of `towerws.v1`: stays connected, resumes at its position, and reports missing events (docs/python-client.md).
 
     live = connect("wss://example.com/websocket/")
     live.subscribe({"job_events": [42]}, lambda event: print(event.payload))
 
-It has the behaviour and the names of the JavaScript client in `clients/js`. `towerws.client.sync` is the same for programs without
-asyncio. The package imports nothing of the daemon but plain modules of `towerws.core`.
+The client has the behaviour and the names of the JavaScript client in `clients/js`. `towerws.client.sync` is the same client for programs
+without asyncio. The package imports nothing of the daemon but plain modules of `towerws.core`.
 """
 
 from towerws.client.connection import Client, connect

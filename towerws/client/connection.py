@@ -3,8 +3,10 @@
 state      | connected        | ended                | stopped          | close()
 connecting | welcome -> open  | waiting              | closed           | closed
 open       | -                | waiting              | closed           | closed
-waiting    | -                | after the time: connecting | -          | closed
+waiting    | -                | -                    | -                | closed
 closed     | -                | -                    | -                | -
+
+A client that is `waiting` is `connecting` again after `retry_s` seconds.
 """
 
 from __future__ import annotations
@@ -34,29 +36,36 @@ from towerws.core.errors import CloseReason
 from towerws.core.wire import SUBPROTOCOL, UNAVAILABLE
 
 STABLE_S = 2.0
-"""A connection that lasted this long starts the backoff again."""
+"""After a connection that lasted this long, the backoff begins at its shortest time again."""
 
 CLOSE_S = 1.0
-"""Seconds for the answer to a close frame."""
+"""Seconds to wait for the answer to a close frame."""
 
 MAX_FRAME_BYTES = 64 * 1024**2
-"""Far above the largest payload of a daemon (4 MiB by default)."""
+"""Longest frame that is read. The largest payload of a daemon is far below it (4 MiB by default)."""
 
 ASK_AGAIN_S = (1.0, 3.0)
-"""Seconds until a topic is asked for again that could not be checked. The daemon itself takes up to 8 s to say so."""
+"""The client asks again for topics that the daemon could not check, after a random time between these two.
+
+The daemon itself takes up to 8 s to answer that it could not check a topic.
+"""
 
 TOLD_AT = 3
-"""So many refused handshakes in a row are told to `onerror`."""
+"""`onerror` gets an error when the handshake has failed so many times in a row."""
 
 LATER = {408, 425, 429}
-"""HTTP statuses below 500 that say: try again."""
+"""HTTP statuses below 500 that mean: try again later."""
 
 _logger = logging.getLogger("towerws.client")
 
 
 @dataclass(frozen=True, slots=True)
 class _End:
-    """How a connection ended. `after_s` is the server's own time for the next attempt. `tell`: `onerror` hears of it, too."""
+    """How a connection ended, and what follows.
+
+    `after_s` is the time until the next attempt, if the server named one. `tell`: whether `onerror` gets the reason, too. `stop`: whether
+    the client ends.
+    """
 
     reason: ClientError
     after_s: float | None = None
@@ -73,10 +82,10 @@ class _Ended(Exception):
 
 
 class _Connect(websocket):
-    """Follows no redirect: the URL is wrong then, and the credential must not go elsewhere."""
+    """Follows no redirect, because the URL is wrong then, and the credential must not be sent to another server."""
 
     def process_redirect(self, exc: Exception) -> Exception | str:
-        """The library calls this for each failed handshake."""
+        """Return the error of a failed handshake, so that it is raised. The library calls this method."""
         return exc
 
 
@@ -124,16 +133,16 @@ class Client:
     ) -> Subscription:
         """Subscribe to topics, any number of times. All subscriptions share the connection.
 
-        `handler` gets each `Event`, and the others the notices of their name. A `gap`, `stale` or `denied` without a handler goes to
-        `onerror`. With no handler at all, read the subscription with `async for`. `since` is a position from which topics begin that no
-        subscription has yet: events after it come, or `stale`.
+        `handler` gets each `Event`. The other handlers get the items of their name. A `gap`, `stale` or `denied` without a handler goes to
+        `onerror`. Without any handler, read the subscription with `async for`. `since` is a position, for topics that no other subscription
+        has: the subscription gets their events after this position, or `stale`.
 
-        Raises `ValueError` or `TypeError` if the groups are malformed. Raises the `ClientError` with which the client stopped, and one
-        with the code `closed` after `close`.
+        Raises `ValueError` or `TypeError` if the groups are malformed. Raises the `ClientError` with which the client stopped. After
+        `close`, it raises one with the code `closed`.
         """
         if self._state == "closed":
             reason = self._stopped_by or ClientError("closed", "the client is closed")
-            raise reason.with_traceback(None)  # not with the tracebacks of all calls before
+            raise reason.with_traceback(None)  # otherwise each call would add to the traceback of the one error
         handlers = {
             name: call
             for name, call in (
@@ -165,7 +174,7 @@ class Client:
             self._task.cancel()
 
     async def wait_closed(self) -> None:
-        """Wait until the connection is closed and the position is stored: a second, and twice `connect_s` at most for the store."""
+        """Wait until the connection is closed and the position is stored: at most two seconds, and twice `connect_s` for the store."""
         await asyncio.wait({self._task})
 
     async def __aenter__(self) -> Self:
@@ -182,19 +191,19 @@ class Client:
 
     @property
     def user(self) -> int | str | None:
-        """The user whom the server recognised, None for an anonymous one."""
+        """The user whom the server recognised, None for an anonymous client."""
         return self._user
 
     @property
     def position(self) -> str | None:
-        """The newest place in the log that was received."""
+        """The newest position that the server has sent."""
         return self._topics.position
 
     # the life of the client
 
     async def _run(self) -> None:
         try:
-            await asyncio.sleep(0)  # The caller's handlers may use what `connect` returns.
+            await asyncio.sleep(0)  # `connect` returns first, because handlers may use the client.
             if (position := await self._stored.load()) is not None:
                 self._topics.resume_from(position)
             while not (end := await self._connection()).stop:
@@ -211,7 +220,7 @@ class Client:
             await self._stored.ended()
 
     def _finish(self, reason: ClientError | None) -> None:
-        """The last change of state. Ends all subscriptions."""
+        """Change the state to `closed`, with the error that stopped the client or None after `close`. Ends all subscriptions."""
         if self._state == "closed":
             return
         for timer in self._timers.values():
@@ -225,6 +234,7 @@ class Client:
             subscription.end(reason)
 
     async def _wait(self, end: _End) -> None:
+        """Wait until the next attempt to connect."""
         if self._welcomed_at and self._loop.time() - self._welcomed_at >= STABLE_S:
             self._attempts = 0
         if end.tell:
@@ -235,10 +245,10 @@ class Client:
             retry_s = random.uniform(0, bound_s)  # noqa: S311 - only spreads the attempts
             self._attempts += 1
         self._change("waiting", reason=end.reason, retry_s=retry_s)
-        await asyncio.sleep(retry_s)  # A callback that closed the client has cancelled this task.
+        await asyncio.sleep(retry_s)  # If `onstate` or `onerror` has closed the client, this task is cancelled here.
 
     async def _connection(self) -> _End:
-        """Connect, and talk until the connection ends."""
+        """Connect, and serve the connection until it ends."""
         self._outbox = asyncio.Queue()
         self._heard = False
         self._welcomed_at = 0.0
@@ -277,8 +287,8 @@ class Client:
                 additional_headers=headers,
                 user_agent_header=self._options.user_agent or f"towerws-client/{__version__}",
                 proxy=self._options.proxy,
-                open_timeout=None,  # `connect_s` holds for all of it
-                ping_interval=None,  # `_ping`
+                open_timeout=None,  # `connect_s` bounds the time from fetching the token to the welcome
+                ping_interval=None,  # `_ping` sends the protocol's own pings
                 close_timeout=CLOSE_S,
                 max_size=MAX_FRAME_BYTES,
                 **tls,
@@ -311,20 +321,20 @@ class Client:
             reason = ClientError("token", f"the server refuses the token (HTTP {status})", status=status)
             return _End(reason, stop=not self._tokens.refused())
         if 200 <= status < 500 and status not in LATER and not self._was_welcomed:
-            return _End(reason, stop=True)  # A URL that has worked is not wrong: a proxy may answer so while the daemon restarts.
+            return _End(reason, stop=True)  # A URL that has worked before is right: a proxy may answer 404 while the daemon restarts.
         after = error.response.headers.get("Retry-After", "")
         after_s = min(float(after), self._options.retry_max_s) if after.isascii() and after.isdigit() else None
         if after_s is not None:
-            after_s *= random.uniform(1, 1.5)  # noqa: S311 - all clients got the same number
+            after_s *= random.uniform(1, 1.5)  # noqa: S311 - spreads the clients, which all got the same number
         return _End(reason, after_s=after_s, tell=self._refusals == TOLD_AT)
 
     async def _converse(self, connection: ClientConnection, deadline: float) -> _End:
-        """Talk over an open websocket until `_end` is called."""
+        """Read and write on an open websocket until `_end` is called. Return how the connection ended."""
         ended: asyncio.Future[_End] = self._loop.create_future()
         self._ended = ended
         self._arm("connect", deadline - self._loop.time(), lambda: self._end(self._too_late()))
         if self._options.token is None:
-            # A daemon that waits for a token refuses any other message at once. Without this one it would wait for 10 s.
+            # If the daemon waits for a token, it refuses this ping at once. Without a message it would wait for 10 s.
             self._send({"ping": None})
         tasks = [self._loop.create_task(work) for work in (self._read(connection), self._write(connection))]
         for task in tasks:
@@ -342,7 +352,7 @@ class Client:
             await asyncio.wait(tasks)
 
     def _check_task(self, task: asyncio.Task[None]) -> None:
-        """A fault in a task of the connection must not be silent, and must not leave the client waiting."""
+        """End the connection with the exception of one of its tasks, if there is one. Otherwise the client would wait for ever."""
         if not task.cancelled() and (error := task.exception()) is not None and self._ended is not None and not self._ended.done():
             self._ended.set_exception(error)
 
@@ -372,10 +382,10 @@ class Client:
             while True:
                 await connection.send(await self._outbox.get())
         except ConnectionClosed:
-            return  # `_read` says so
+            return  # `_read` reports the end
 
     def _renew_after(self, after_s: float) -> None:
-        """Renew the token that late, and at no other time."""
+        """Schedule one renewal of the token, in place of the one that was scheduled before."""
 
         def renew() -> None:
             self._renewing = self._loop.create_task(self._tokens.send_new())
@@ -384,7 +394,7 @@ class Client:
         self._arm("token", after_s, renew)
 
     def _watch(self) -> None:
-        """Ask a silent connection whether it still works. Any message is an answer: a pong may wait behind many."""
+        """Send a ping after each `ping_s` seconds without a message. Any message counts as the answer: a pong may wait behind many."""
 
         def passed() -> None:
             if not self._heard:
@@ -395,9 +405,9 @@ class Client:
         self._arm("ping", self._options.ping_s, passed)
 
     def _ping(self) -> None:
-        """Send a message, not a websocket ping: only its answer has a position."""
+        """Send the protocol's own ping. It is not a websocket ping, because only its answer has a position."""
         if self._topics.asked is not None or "pong" in self._timers:
-            return  # The answer may wait, and the pong behind it. It has its own deadline.
+            return  # A request or a ping waits for its answer, and has its own deadline. A pong would come after that answer.
         self._send({"ping": 1})
         dead = ClientError("dead", f"no answer to a ping within {self._options.pong_s:g} s")
         self._arm("pong", self._options.pong_s, lambda: self._end(dead))
@@ -508,10 +518,10 @@ class Client:
         self._topics.leave(queue)
         self._settle()
 
-    # telling
+    # timers and callbacks
 
     def _arm(self, name: str, after_s: float = 0, call: Callable[[], None] | None = None) -> None:
-        """Set the timer of this name, or stop it."""
+        """Start the timer of this name again, or stop it if `call` is None."""
         if (timer := self._timers.pop(name, None)) is not None:
             timer.cancel()
         if call is not None:
@@ -550,14 +560,14 @@ class Client:
 def connect(url: str, **options: Any) -> Client:
     """Connect, and stay connected. Needs a running event loop.
 
-    `url` begins with `wss:`, `ws:`, `https:` or `http:`. `options` are the fields of `Options`. Raises `ValueError` or `TypeError` at
-    once for a wrong URL or option. All else that goes wrong is told to `onstate` and `onerror`.
+    `url` begins with `wss:`, `ws:`, `https:` or `http:`. `options` are the fields of `Options`. Raises `ValueError` or `TypeError` for a
+    wrong URL or option. `onstate` and `onerror` get all later errors.
     """
     return Client(url, Options(**options))
 
 
 async def _close(connection: ClientConnection) -> None:
-    """Close a connection, or cut it if that takes too long."""
+    """Close a connection. Abort it if that takes too long."""
     try:
         async with asyncio.timeout(2 * CLOSE_S):
             await connection.close()

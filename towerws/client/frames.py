@@ -1,4 +1,4 @@
-"""Reads the server's frames, and the lifetime of a token. Plain functions."""
+"""Reads the server's frames, and the lifetime of a token. Plain functions without I/O."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _KEYS: dict[str, dict[str, type | tuple[type, ...]]] = {
     "error": {"code": str, "message": str},
     "bye": {"reconnect_after_ms": (int, float, type(None)), "reason": str},
 }
-"""What the client reads of each frame, with its types (docs/protocol.md)."""
+"""The keys that the client needs in each type of frame, with the types of their values (docs/protocol.md)."""
 
 
 class BadFrame(ValueError):
@@ -27,16 +27,16 @@ class BadFrame(ValueError):
 
 
 class Unreadable(BadFrame):
-    """A message that is no JSON at all."""
+    """A message that is not JSON."""
 
 
 def read(data: str | bytes) -> dict[str, Any]:
-    """Return a frame of a known type, or an empty dictionary for a type of a later server.
+    """Return a frame of a known type, or an empty dictionary for a type that only a later server has.
 
-    The payload of an event may be no JSON (`NaN`): then `text` has the original, and NaN and infinities are None in `payload`, which is
-    None altogether if it can't be read even so.
+    The payload of an event may be no plain JSON, for example with `NaN`. Then `text` has the original payload, and in `payload` each NaN
+    and infinity is None. If the payload can't be read even so, `payload` itself is None.
 
-    Raises `Unreadable` if it is no JSON, and `BadFrame` for any other shape.
+    Raises `Unreadable` for a message that is not JSON, and `BadFrame` for a frame of a wrong shape.
     """
     if not isinstance(data, str):
         raise Unreadable("a binary message")
@@ -71,7 +71,7 @@ def _refuse(word: str) -> None:
 
 
 def _read_head(data: str) -> Any:
-    """Read an event whose payload is no plain JSON: the keys before it are (docs/protocol.md, `event`)."""
+    """Read an event whose payload is no plain JSON. The keys before the payload are JSON (docs/protocol.md, `event`)."""
     for mark in (',"payload":', ', "payload":'):
         head, found, payload = data.partition(mark)
         if not found:
@@ -92,9 +92,10 @@ def _read_head(data: str) -> Any:
 
 
 def lasts_s(token: str, now_s: float) -> float | None:
-    """How many seconds a JSON Web Token lasts from now on (seconds since 1970). None if it does not say.
+    """Return for how many seconds a JSON Web Token is still valid. None if the token does not say.
 
-    This clock may be wrong. So if the token seems to have ended, or to last longer than its whole life, its life counts.
+    `now_s` is this machine's time, in seconds since 1970, which may be wrong. It is wrong if the token seems to have ended already, or to
+    be valid for longer than from `iat` to `exp`. Then the time from `iat` to `exp` is returned.
     """
     try:
         middle = token.split(".")[1]

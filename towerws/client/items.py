@@ -1,4 +1,4 @@
-"""What a subscription gets, what can go wrong, and the bounded queue of what it has not handled yet. Plain Python."""
+"""The items that a subscription gets, its errors, and the bounded queue of items that it has not handled yet. Plain Python."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Groups = Mapping[str, Iterable[str | int]]
 """Topics: each group with its events. `42` and `"42"` are the same event."""
 
 ITEM_BYTES = 200
-"""What an item counts besides the characters of its frame."""
+"""Bytes that an item counts for in its queue, in addition to the characters of its frame."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,22 +25,22 @@ class Event:
     group: str
     event: str
     payload: Any
-    """What the producer sent. `NaN` and infinities in it are None. None if it can't be read as JSON even so."""
+    """The producer's payload. `NaN` and infinities in it are None. The whole payload is None if it can't be read as JSON even so."""
     position: str | None
-    """The event's place in the log. None while the server has no useful one."""
+    """The event's place in the log. None while the server has no useful position."""
     text: str | None = None
     """The payload as text, only if it is not plain JSON."""
     frame: str = field(default="", repr=False)
-    """The whole frame, as it came."""
+    """The whole frame, as the server sent it."""
     type: Literal["event"] = field(default="event", init=False)
 
 
 @dataclass(frozen=True, slots=True)
 class Subscribed:
-    """From here on every event of these topics comes.
+    """The subscription gets every event of these topics after this item.
 
-    `type` is `subscribed` for topics that count from now: fetch their state. After a reconnect it is `recovered` if every event since
-    then follows, and `stale` if events were missed: fetch the state.
+    `type` is `subscribed` for new topics: fetch their state. After a reconnect, `type` is `recovered` if all events since the connection
+    was lost follow. It is `stale` if some of them are missing: fetch the state.
     """
 
     type: Literal["subscribed", "recovered", "stale"]
@@ -50,10 +50,10 @@ class Subscribed:
 
 @dataclass(frozen=True, slots=True)
 class Gap:
-    """Some events of these topics are missing here: fetch their state.
+    """Some events of these topics are missing at this point: fetch their state.
 
     `reason` is `history` or `broker` (docs/protocol.md), or `slow` if this subscription's own queue was full. `from_` and `to` are the
-    positions around the gap.
+    positions before and after the gap.
     """
 
     topics: tuple[str, ...]
@@ -72,9 +72,10 @@ class DeniedTopic(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Denied:
-    """All topics of the subscription that the server does not send now. Told when the list changes and is not empty.
+    """All topics of the subscription that the server does not send now. The subscription gets this item when the list changes.
 
-    The client asks again: for `unavailable` after some seconds, for the others after a reconnect and with a new token.
+    There is no item for an empty list. The client asks for these topics again: after some seconds if the reason is `unavailable`, otherwise
+    after a reconnect and with a new token.
     """
 
     denied: tuple[DeniedTopic, ...]
@@ -90,9 +91,10 @@ Item = Event | Subscribed | Gap | Denied
 
 
 class ClientError(TowerwsError):
-    """What went wrong. docs/python-client.md lists the codes.
+    """An error of the client. docs/python-client.md lists the codes.
 
-    `status` is the HTTP status of a refused handshake. `item` is what a handler was given. `said` is the server's own reason.
+    `status` is the HTTP status of a refused handshake. `item` is the item whose handler failed or is missing. `said` is the server's own
+    reason.
     """
 
     def __init__(self, code: str, text: str, *, status: int | None = None, item: Item | None = None, said: str = "") -> None:
@@ -104,7 +106,7 @@ class ClientError(TowerwsError):
 
 
 def caused(code: str, text: str, cause: BaseException, item: Item | None = None) -> ClientError:
-    """Return the error for an exception of the program's own code. A traceback shows both."""
+    """Return a `ClientError` for an exception (`cause`). A traceback shows both."""
     error = ClientError(code, text, item=item)
     error.__cause__ = cause
     return error
@@ -140,7 +142,10 @@ def as_groups(topics: Iterable[str]) -> dict[str, list[str]]:
 
 
 class Waiting(NamedTuple):
-    """An item that was not handled yet. `before` is the position to resume from to get it again. `at` orders all queues."""
+    """An item that has not been handled yet.
+
+    A client that resumes at the position `before` gets the item again. `at` numbers the items of all queues in their order.
+    """
 
     item: Item
     before: str | None
@@ -149,7 +154,7 @@ class Waiting(NamedTuple):
 
 
 class Queue:
-    """One subscriber's topics and items. `wake` is called when an item came."""
+    """The topics of one subscription, and its items that wait. `wake` is called when an item was added."""
 
     def __init__(self, topics: tuple[str, ...], limit_bytes: int, *, since: str | None = None) -> None:
         self.topics = topics
@@ -158,15 +163,16 @@ class Queue:
         self.waiting: deque[Waiting] = deque()
         self.bytes = 0
         self.busy = False
-        """The first item is being handled."""
+        """Whether the first item is being handled."""
         self.ended = False
         self.told: set[str] = set()
-        """Topics that a notice has said to be subscribed."""
+        """Topics for which the subscription has got a `Subscribed`."""
         self.told_denied: tuple[DeniedTopic, ...] = ()
+        """The newest list of denied topics that the subscription has got."""
         self._limit_bytes = limit_bytes
 
     def put(self, item: Item, before: str | None, characters: int, at: int) -> None:
-        """Add an item. If the queue is full, all that waits becomes one gap: the handler is too slow."""
+        """Add an item. If the queue is full, because the handler is too slow, one gap replaces all items that wait."""
         if self.ended:
             return
         size = characters + ITEM_BYTES
@@ -177,35 +183,35 @@ class Queue:
         self.wake()
 
     def _forget(self, to: str | None) -> None:
-        """Replace what waits by a gap. The newest list of denied topics stays."""
+        """Replace the items that wait by a gap up to the position `to`. The newest `Denied` stays."""
         kept = [self.waiting.popleft()] if self.busy else []
         lost = list(self.waiting)
         first = lost[0]
-        gone = dict.fromkeys(
+        topics = dict.fromkeys(
             topic
             for waiting in lost
             if not isinstance(waiting.item, Denied)
             for topic in ((waiting.item.topic,) if isinstance(waiting.item, Event) else waiting.item.topics)
         )
-        gap = Gap(tuple(gone), first.before, to, "slow")
+        gap = Gap(tuple(topics), first.before, to, "slow")
         denied = [waiting for waiting in lost if isinstance(waiting.item, Denied)][-1:]
         self.waiting = deque([*kept, Waiting(gap, first.before, ITEM_BYTES, first.at), *denied])
         self.bytes = sum(waiting.size for waiting in self.waiting)
 
     def take(self) -> Item | None:
-        """Return the next item, if there is one and none is being handled. It stays in the queue until `done`."""
+        """Return the next item. None if no item waits, or one is being handled. The item stays in the queue until `done`."""
         if self.busy or not self.waiting:
             return None
         self.busy = True
         return self.waiting[0].item
 
     def done(self) -> None:
-        """The item was handled."""
+        """Remove the item that `take` returned, because it was handled."""
         if self.busy and self.waiting:
             self.bytes -= self.waiting.popleft().size
         self.busy = False
 
     def clear(self) -> None:
-        """Forget what waits."""
+        """Remove all items."""
         self.waiting.clear()
         self.bytes = 0

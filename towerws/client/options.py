@@ -1,4 +1,4 @@
-"""What `connect` takes, checked at once. Plain Python."""
+"""The parameters of `connect`, checked before anything connects. Plain Python."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _is_plain = re.compile("[!-~]+").fullmatch
 
 
 class Token(NamedTuple):
-    """A token, and when it ends (seconds since 1970). The client reads that from a JSON Web Token by itself."""
+    """A token, and when it ends (seconds since 1970). For a JSON Web Token the client reads the end from the token."""
 
     token: str
     expires_at: float | None = None
@@ -26,10 +26,9 @@ TokenSource = str | Callable[[], str | Token | Awaitable[str | Token | None] | N
 
 @dataclass(frozen=True, slots=True)
 class StateChange:
-    """The connection's new state. `user` is whom the server recognised, None for an anonymous client.
+    """The connection's new state. `user` is the user whom the server recognised, None for an anonymous client.
 
-    `reason` says why, for `waiting` and for `closed`. A client that was closed by `close` has none. `retry_s` is the time until the
-    next attempt.
+    `reason` says why the state is `waiting` or `closed`. It is None after a call of `close`. `retry_s` is the time until the next attempt.
     """
 
     state: Literal["connecting", "open", "waiting", "closed"]
@@ -39,7 +38,7 @@ class StateChange:
 
 
 class Store(Protocol):
-    """Keeps the position, so that a program that starts again resumes. Both methods may also return awaitables."""
+    """Keeps the position, so that a program resumes there after a restart. Both methods may return awaitables."""
 
     def get(self) -> Any:
         """Return the kept position, or None."""
@@ -89,14 +88,14 @@ class Options:
 
 
 def check_token(text: str) -> str:
-    """Return a token that fits into a header. Raise `ValueError` for any other, without repeating it."""
+    """Return the token if it can be sent in a header. Otherwise raise `ValueError`, whose text does not repeat the token."""
     if _is_plain(text) is None:
         raise ValueError("the token must be printable ASCII without spaces, and not empty")
     return text
 
 
 def checked_url(url: str) -> str:
-    """Return the websocket's URL: `https:` becomes `wss:`. Raise `ValueError` with the rule for anything that is no such URL."""
+    """Return the websocket's URL: `https:` becomes `wss:`. Raise `TypeError` or `ValueError` with the rule for anything else."""
     if not isinstance(url, str):
         raise TypeError(f"url is {type(url).__name__}: it must be text like wss://host/websocket/")
     try:

@@ -1,4 +1,4 @@
-"""When a client's position is read from its store and kept there, and an example of a store: a file."""
+"""Reads a client's position from its store and writes it there at the right times. Has a store of its own: a file."""
 
 from __future__ import annotations
 
@@ -14,13 +14,14 @@ from towerws.client.items import ClientError, caused
 from towerws.client.options import Options
 
 MAX_CHARACTERS = 256
-"""No position is longer."""
+"""The longest position."""
 
 
 class StoredPosition:
     """A client's position in the store of its options. Without a store nothing happens.
 
-    `handled` returns the position up to which all events have been handled. `report` gets the store's first error in a row.
+    `handled` returns the position up to which all events have been handled. If the store fails several times in a row, `report` gets the
+    first error only.
     """
 
     def __init__(self, options: Options, handled: Callable[[], str | None], report: Callable[[ClientError], None]) -> None:
@@ -31,14 +32,15 @@ class StoredPosition:
         self._report = report
         self._saved: str | None = None
         self._not_kept: str | None = None
-        """The position at which the store failed last. It is tried again at the end only, or once there is a newer one."""
+        """The position that the store failed to keep. `end` tries it again, unless a newer position replaces it before."""
         self._final: str | None = None
+        """The position that `ended` has to store."""
         self._failed = self._closed = False
         self._timer: asyncio.TimerHandle | None = None
         self._saving: asyncio.Task[None] | None = None
 
     async def load(self) -> str | None:
-        """Return the kept position, or None. An error of the store is reported, and the client goes on without a position."""
+        """Return the kept position, or None. Reports an error of the store, and then returns None, too."""
         if self._store is None:
             return None
         try:
@@ -55,28 +57,28 @@ class StoredPosition:
         return found
 
     def keep(self) -> None:
-        """Store the position within `save_s` seconds, if it is a new one."""
+        """Store the position after `save_s` seconds, if it is a new one."""
         if self._closed or self._timer is not None or self._saving is not None:
             return
         if self._to_save() not in (None, self._not_kept):
             self._timer = asyncio.get_running_loop().call_later(self._save_s, self._save)
 
     def end(self) -> None:
-        """Take the last position. `ended` stores it."""
+        """Note the last position, which `ended` stores, and store no other one."""
         self._closed = True
         if self._timer is not None:
             self._timer.cancel()
         self._final = self._to_save()
 
     async def ended(self) -> None:
-        """Return once the last position is stored: after the time of the store, twice `connect_s` at most."""
+        """Wait until the last position is stored. A slow store takes `connect_s` for a running call, and as long for the last one."""
         if self._saving is not None:
             await asyncio.wait({self._saving})
         if self._final is not None:
             await self._set(self._final)
 
     def _to_save(self) -> str | None:
-        """The position to store, None if the stored one is as good."""
+        """Return the position to store. None if it is stored already, or if there is none."""
         position = None if self._store is None else self._handled()
         return None if position == self._saved else position
 
@@ -113,9 +115,9 @@ class StoredPosition:
 class FileStore:
     """Keeps the position in a file of its own, which only this user may read. Each client needs its own file.
 
-    A new position replaces the file at once, so that a crash or a full disk leaves the old one. A link, or a file of another user, is not
-    read: its position could make the client skip events. A new position replaces it where the folder permits that. Errors are those of
-    the file system.
+    A new file replaces the old one in one step, so a crash or a full disk leaves the old position. A symbolic link, or a file of another
+    user, is not read, because its position could make the client skip events. A new position replaces such a file if the folder permits
+    that. The methods raise the errors of the file system.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:

@@ -1,4 +1,4 @@
-"""One subscription: calls its handlers, or gives its items to an iterator."""
+"""One subscription, which calls its handlers or gives its items to an iterator."""
 
 from __future__ import annotations
 
@@ -11,25 +11,26 @@ from towerws.client import items
 from towerws.client.items import ClientError, Item, Queue
 
 Handler = Callable[[Any], object]
-"""Gets an item. It may return an awaitable: the next item of its subscription then waits for that."""
+"""Gets an item. If a handler returns an awaitable, the next item of its subscription waits for the awaitable."""
 
 
 class Owner(NamedTuple):
-    """What a subscription tells its client."""
+    """The functions of the client that a subscription calls."""
 
     left: Callable[[Queue], None]
-    """It ended."""
+    """Called when the subscription has ended."""
     handled: Callable[[], None]
-    """An item was handled."""
+    """Called when an item was handled."""
     handler_failed: Callable[[BaseException, Item], None]
+    """Called with the exception of a handler."""
     report: Callable[[items.ClientError], None]  # with its module: Sphinx finds the short name twice
-    """Something that has no handler."""
+    """Called for a `gap`, `stale` or `denied` that has no handler."""
 
 
 class Subscription:
-    """What `Client.subscribe` returns.
+    """A subscription to topics, which `Client.subscribe` returns.
 
-    Without handlers, read it with `async for`. It gives items of all types. `close`, or the end of a `with` block, leaves.
+    Without handlers, read it with `async for`. It gives items of all types. `close`, or the end of a `with` block, ends the subscription.
     """
 
     def __init__(self, owner: Owner, queue: Queue, handlers: Mapping[str, Handler] | None) -> None:
@@ -45,7 +46,7 @@ class Subscription:
         queue.wake = self._arrived.set if handlers is None else self._handle
 
     def close(self) -> None:
-        """Leave. Other subscriptions go on, with the same topics too. A handler that runs is finished."""
+        """End the subscription. Other subscriptions go on, also those with the same topics. A handler that runs is not cancelled."""
         self.end(None)
 
     def __enter__(self) -> Self:
@@ -55,7 +56,7 @@ class Subscription:
         self.close()
 
     def end(self, reason: ClientError | None) -> None:
-        """End, with the error that stopped the client, if one did. The client calls it."""
+        """End the subscription. The client calls this with the error that stopped it, or with None after `close`."""
         if self._queue.ended:
             return
         self._queue.ended = True
@@ -68,7 +69,7 @@ class Subscription:
     # handlers
 
     def _handle(self) -> None:
-        """Handle what waits, up to an item whose handler has to be waited for."""
+        """Call the handlers for the items that wait, up to a handler that returns an awaitable."""
         while (item := self._queue.take()) is not None:
             try:
                 result = self._call(item)
@@ -97,7 +98,7 @@ class Subscription:
             if (task := asyncio.current_task()) is not None and task.cancelling():
                 raise
             self._owner.handler_failed(error, item)
-        except Exception as error:  # noqa: BLE001 - as above
+        except Exception as error:  # noqa: BLE001 - whatever a handler raises, the other subscriptions go on
             self._owner.handler_failed(error, item)
         self._task = None
         self._done()

@@ -1,4 +1,4 @@
-"""The client for programs without asyncio: the same calls, with the client's event loop in a thread of its own.
+"""The client for programs without asyncio: the same calls, which block. The client's event loop has a thread of its own.
 
 with connect("wss://example.com/websocket/") as live:
     for item in live.subscribe({"job_events": [42]}):
@@ -26,14 +26,17 @@ from towerws.client.subscription import Subscription as AsyncSubscription
 T = TypeVar("T")
 
 END_S = 5.0
-"""Seconds that the thread may take to end, besides the time of the store."""
+"""Seconds that the thread may take to end, in addition to the time of the store."""
 
 TOKEN_THREADS = 4
-"""A token callback that never returns holds a thread. So many such calls leave the client without a token."""
+"""Threads for the token callback. A call that never returns holds one for ever. When all are held, the client gets no more tokens."""
 
 
 class Subscription:
-    """What `Client.subscribe` returns. Without handlers, read it with `for`, or with `get`, in one thread at a time."""
+    """A subscription to topics, which `Client.subscribe` returns.
+
+    Without handlers, read it with `for`, or with `get`, in one thread at a time.
+    """
 
     def __init__(self, client: Client, inner: AsyncSubscription, thread: ThreadPoolExecutor) -> None:
         self.topics = inner.topics
@@ -47,17 +50,17 @@ class Subscription:
         return self
 
     def __next__(self) -> Item:
-        """Wait for the next item. The one before it counts as handled. The iteration ends with the subscription."""
+        """Wait for the next item. The item before it counts as handled. The iteration ends with the subscription."""
         try:
             return self._next(None)
         except StopAsyncIteration:
             raise StopIteration from None
 
     def get(self, timeout_s: float | None = None) -> Item:
-        """Wait for the next item, for so many seconds at most. The one before it counts as handled.
+        """Wait for the next item, for at most `timeout_s` seconds. The item before it counts as handled.
 
-        Raises `TimeoutError` if none came: then call it again. Raises the `ClientError` with which the client stopped, and the one with
-        the code `closed` after `close`. Raises `RuntimeError` in the client's own thread, and if another thread reads the subscription.
+        Raises `TimeoutError` if no item came: then call it again. Raises the `ClientError` with which the client stopped. After `close`, it
+        raises one with the code `closed`. Raises `RuntimeError` in the client's own thread, and if another thread reads the subscription.
         """
         try:
             return self._next(timeout_s)
@@ -65,8 +68,8 @@ class Subscription:
             raise _closed("subscription") from None
 
     def _next(self, timeout_s: float | None) -> Item:
-        """As `get`. Raises `StopAsyncIteration` after `close`."""
-        if self._client._in_own_thread():  # noqa: SLF001 - the two are one
+        """Do the same as `get`, but raise `StopAsyncIteration` after `close`."""
+        if self._client._in_own_thread():  # noqa: SLF001 - this class is a part of the client
             raise RuntimeError("this is the client's own thread: an item that is waited for here never comes")
         if not self._reading.acquire(blocking=False):
             raise RuntimeError("another thread reads this subscription")
@@ -85,11 +88,11 @@ class Subscription:
             self._reading.release()
 
     def close(self) -> None:
-        """Leave. Other subscriptions go on, with the same topics too. A second call does nothing."""
+        """End the subscription. Other subscriptions go on, also those with the same topics. A second call does nothing."""
 
         def leave() -> None:
             self._inner.close()
-            asyncio.get_running_loop().call_soon(self._thread.shutdown, False)  # A handler may be due to be called just now.
+            asyncio.get_running_loop().call_soon(self._thread.shutdown, False)  # later, since a call of a handler may be scheduled already
 
         with suppress(_ThreadEnded):
             self._client._call(leave)  # noqa: SLF001
@@ -104,16 +107,16 @@ class Subscription:
 class Client:
     """A client that stays connected. `connect` makes it. Its methods may be called from any thread, also after its end.
 
-    The handlers of a subscription run in a thread of its own, one call at a time. The token callback has other threads, and so have the
-    methods of a store. So all of these may block. `onstate` and `onerror` run in the client's own thread, and must not. They may
-    subscribe and close.
+    Handlers, the token callback and the methods of a store may block. The handlers of one subscription share a thread, one call at a time.
+    The token callback and the store have other threads. `onstate` and `onerror` run in the client's own thread, and must not block. They
+    may subscribe and close.
     """
 
     def __init__(self, url: str, options: Options) -> None:
         self._loop = asyncio.new_event_loop()
         self._lock = threading.Lock()
         self._ended = False
-        """The event loop takes no more calls."""
+        """Whether the event loop takes no more calls."""
         self._end_s = END_S + 2 * options.connect_s
         self._threads: WeakSet[ThreadPoolExecutor] = WeakSet()
         options = self._in_threads(options)
@@ -125,7 +128,7 @@ class Client:
         self, groups: Groups, handler: Handler | None = None, *, since: str | None = None, **handlers: Handler | None
     ) -> Subscription:
         """Subscribe to topics, as `towerws.client.Client.subscribe` does. Raises the same errors."""
-        thread = self._new_threads(1)  # it has none before the first call
+        thread = self._new_threads(1)  # the executor starts its thread at the first call of a handler
         called = {name: _in_thread(thread, call) for name, call in handlers.items() if call is not None}
         first = None if handler is None else _in_thread(thread, handler)
         try:
@@ -134,15 +137,15 @@ class Client:
             raise _closed("client") from None
 
     def close(self) -> None:
-        """End the connection and all subscriptions, and wait for that: as long as a store takes. A second call waits as well.
+        """End the connection and all subscriptions, and wait until the position is stored. A second call waits, too.
 
-        In the client's own thread it does not wait. Handlers that still run are not waited for.
+        It does not wait in the client's own thread, and never for handlers that still run.
         """
 
         async def end() -> None:
             self._client.close()
             await self._client.wait_closed()
-            if not self._ended:  # otherwise another call has stopped the loop, and what runs now is its end
+            if not self._ended:  # otherwise another call has stopped the loop, and `_end_tasks` runs this one
                 self._loop.stop()
 
         with suppress(_ThreadEnded):
@@ -212,14 +215,17 @@ class Client:
             self._loop.close()
 
     def _new_threads(self, count: int) -> ThreadPoolExecutor:
-        """Threads that end with the client. asyncio's own resolve names: a function that blocks must not hold them."""
+        """Return an executor with threads of its own, which end with the client.
+
+        asyncio resolves names in its default executor, and a function that blocks must not hold those threads.
+        """
         threads = ThreadPoolExecutor(count, thread_name_prefix="towerws.client.call")
         with self._lock:
             self._threads.add(threads)
         return threads
 
     def _in_threads(self, options: Options) -> Options:
-        """Options whose functions may block."""
+        """Return the options with a token callback and a store that run in threads, so that they may block."""
         if callable(options.token):
             options = dataclasses.replace(options, token=_in_thread(self._new_threads(TOKEN_THREADS), options.token))
         if options.store is not None:
@@ -228,11 +234,11 @@ class Client:
 
 
 class _ThreadEnded(Exception):
-    """The client's thread has ended, or ends."""
+    """The client's thread has ended, or is about to end."""
 
 
 class _ThreadStore:
-    """A store whose methods may block."""
+    """A store that calls another store's methods in a thread, so that they may block."""
 
     def __init__(self, thread: ThreadPoolExecutor, store: Store) -> None:
         self.get = _in_thread(thread, store.get)
@@ -240,7 +246,7 @@ class _ThreadStore:
 
 
 def _in_thread(threads: ThreadPoolExecutor, call: Callable[..., object]) -> Callable[..., Awaitable[Any]]:
-    """Run a function in one of these threads. What it returns may be awaitable."""
+    """Return a coroutine function that calls `call` in one of these threads, and awaits its result if that is awaitable."""
 
     async def called(*arguments: Any) -> Any:
         result = await asyncio.get_running_loop().run_in_executor(threads, call, *arguments)
@@ -251,7 +257,7 @@ def _in_thread(threads: ThreadPoolExecutor, call: Callable[..., object]) -> Call
 
 async def _end_tasks() -> None:
     """End the calls that came while the event loop stopped, and the tasks that wait for a handler."""
-    await asyncio.sleep(0)  # Calls of other threads become tasks. On a client that is closed each of them ends at once.
+    await asyncio.sleep(0)  # Calls of other threads become tasks now. They end at once, because the client is closed.
     left = asyncio.all_tasks() - {asyncio.current_task()}
     for task in left:
         task.cancel()

@@ -1,4 +1,4 @@
-"""The client's tokens: the one that a connection begins with, and those that renew it before it ends."""
+"""The client's tokens: the token of the handshake, and the tokens that replace it before it ends."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from towerws.client.items import ClientError, caused
 from towerws.client.options import Options, Token, check_token
 
 TRIES = 3
-"""After so many refused tokens in a row the client stops. The daemon ends a connection at its third bad token."""
+"""The client stops after so many refused tokens in a row. The daemon ends a connection at its third bad token."""
 
 SHORTEST_S = 2.0
-"""A token that ends within this time is not renewed any more. The daemon asks for another one then."""
+"""A failed renewal is not repeated if the token ends within this time. The daemon then ends the connection, and asks for a new token."""
 
 RENEW_AT = (0.7, 0.8)
-"""The parts of a token's life after which it is renewed. Between them chance decides, so that not all clients ask at once."""
+"""A token is renewed after a random part of its life between these two, so that not all clients ask at once."""
 
 
 class NoToken(Exception):
-    """There is no token to connect with. `reason` is told. `final`: a later attempt can't help."""
+    """There is no token to connect with. `reason` is for the user. `final`: a later attempt can't help."""
 
     def __init__(self, reason: ClientError, *, final: bool) -> None:
         super().__init__(str(reason))
@@ -33,7 +33,10 @@ class NoToken(Exception):
 
 
 class Tokens:
-    """Fetches tokens, and renews the one in use. `renew_after` calls `send_new` after so many seconds, and drops its former call."""
+    """Fetches tokens, and renews the one in use.
+
+    `renew_after` schedules a call of `send_new` after so many seconds, and cancels the call that was scheduled before.
+    """
 
     def __init__(
         self,
@@ -59,7 +62,7 @@ class Tokens:
 
     @property
     def may_change(self) -> bool:
-        """Whether a function gives the tokens. A fixed one stays what it is."""
+        """Whether a function gives the tokens, so that a refused token can be replaced by another one."""
         return callable(self._source)
 
     async def first(self) -> str | None:
@@ -79,14 +82,14 @@ class Tokens:
         return self._sent.token
 
     def refused(self) -> bool:
-        """The handshake was refused because of its token. Return whether another one may help."""
+        """Note that the server refused the token of the handshake. Return whether another token may help."""
         assert self._sent is not None
         self._refused = self._sent.token
         self._refusals += 1
         return self.may_change and self._refusals < TRIES
 
     def accepted(self) -> None:
-        """The token that was sent last counts from now on. It is renewed in time."""
+        """Note that the server accepted the token that was sent last, and schedule its renewal."""
         self._used = self._sent
         self._bad = 0
         if self._used is None or not self.may_change:
@@ -99,13 +102,13 @@ class Tokens:
             self._renew_after(left_s * random.uniform(*RENEW_AT))  # noqa: S311 - only spreads the requests
 
     def not_accepted(self, code: str) -> None:
-        """The daemon answered a new token with this error. The one before it counts on, and a further one is sent while it lasts."""
-        if code != "unavailable":  # then it was not judged
+        """Handle the daemon's error for a new token. The previous token stays in use, and a later attempt sends another one."""
+        if code != "unavailable":  # with this code the daemon could not check the token
             self._bad += 1
         self._try_again()
 
     async def send_new(self) -> None:
-        """Fetch another token, and send it. What goes wrong is reported, and tried again while the token in use lasts."""
+        """Fetch another token, and send it. Report an error, and try again while the token in use is valid."""
         try:
             async with asyncio.timeout(self._within_s):
                 fresh = await self._fetch()
@@ -123,7 +126,7 @@ class Tokens:
 
     def _try_again(self) -> None:
         left_s = self._ends_at - asyncio.get_running_loop().time()
-        if left_s > SHORTEST_S and self._bad < TRIES - 1:  # The next bad one would end the connection.
+        if left_s > SHORTEST_S and self._bad < TRIES - 1:  # The next bad token would end the connection.
             self._renew_after(left_s / 2)
 
     async def _fetch(self) -> Token | None:

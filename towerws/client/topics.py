@@ -1,11 +1,14 @@
-"""The topics of all subscriptions on one connection: what to ask the server for, and what its frames mean to each. Plain Python.
+"""The topics of all subscriptions on one connection: what to ask the server for, and what a frame means to each subscription. Plain Python.
 
-The server hears the union of the topics. At most one request waits for its answer, because a newer one would cut it short.
+The client asks the server for the union of the topics. At most one request waits for its answer, because a newer request would cut it
+short.
 
-Each topic counts from a place in the log. Most topics share one, the position of the newest event. A topic that is replayed from an
-older place (`since`, or one that could not be checked at first) has a place of its own until the replay has reached an event of the
-others. So a connection that breaks during a replay repeats nothing. `_places` is in the order of the answers: the log's order holds
-over all topics of a connection, so an event of one place shows that all later places have been read up to it.
+Each topic has a place in the log, up to which the client has its events. Most topics share one place, the position of the newest event. A
+topic that is replayed from an older position has a place of its own, until the replay has reached an event of the other topics. Such a
+topic has a `since`, or the server could not check it at first. So a connection that breaks during a replay repeats nothing.
+
+`_places` has the places in the order of the server's answers. A connection gets the events of all its topics in the order of the log. So an
+event at one place shows that the topics of all later places have been read up to this event, too.
 """
 
 from __future__ import annotations
@@ -22,9 +25,10 @@ MAX_REQUEST_BYTES = 65_536
 
 
 class _Place:
-    """A place in the log that topics have reached. `into` is the place with which it was joined.
+    """A position in the log that some topics have reached.
 
-    `current`: the server sends its topics on this connection.
+    `current`: whether the server sends these topics on this connection. `into`: the place that replaced this one, because its topics have
+    reached it.
     """
 
     __slots__ = ("current", "into", "position")
@@ -36,25 +40,25 @@ class _Place:
 
 
 class _Topic:
-    """A topic that subscribers want."""
+    """A topic that has a subscriber. `denied` is the server's reason not to send it."""
 
     __slots__ = ("ask", "denied", "place", "queues", "retried", "since")
 
     def __init__(self, since: str | None, place: _Place | None) -> None:
         self.queues: dict[Queue, None] = {}
         self.since = since
-        """Where it begins, if it has not begun yet."""
+        """The position from which the topic is to begin, if it has not begun yet."""
         self.place = place
-        """The place that it has reached. None if it counts from now."""
+        """The place that the topic has reached. None if the topic is new, and begins with the next event."""
         self.denied: str | None = None
         self.ask = False
-        """It was denied, and is to be asked for again."""
+        """Whether the next request has to contain this denied topic."""
         self.retried = False
-        """`since` is the place of an answer that left the topic out: what came before it was not asked for."""
+        """Whether `since` is the position of an answer that left the topic out. Then events before it are missing."""
 
 
 class _Request:
-    """The request that waits for its answer."""
+    """The request that waits for its answer. `joined` are the topics that it adds, from the position `since` or the place `place`."""
 
     __slots__ = ("joined", "number", "place", "since")
 
@@ -66,7 +70,10 @@ class _Request:
 
 
 class Topics:
-    """The conversation about topics. `send` gets each request, `report` each error that concerns no single subscription."""
+    """Keeps the topics of all subscriptions, makes the requests, and handles the frames.
+
+    `send` gets each request, and `report` each error that concerns no single subscription. `xrftoken` returns Tower's CSRF token, or None.
+    """
 
     def __init__(
         self, *, send: Callable[[dict[str, Any]], None], report: Callable[[ClientError], None], xrftoken: Callable[[], str | None]
@@ -78,18 +85,18 @@ class Topics:
         self.queues: dict[Queue, None] = {}
         self._places = [_Place(None)]
         self._held: set[str] = set()
-        """What the server sends on this connection."""
+        """The topics that the server sends on this connection."""
         self._left: dict[str, _Topic] = {}
-        """Topics without a subscriber that the server still sends. They keep their place for a subscriber that comes in the same moment."""
+        """Topics without a subscriber that the server still sends. A new subscriber of such a topic goes on at its place."""
         self._newest: str | None = None
-        """The position of the newest frame of this connection, `pong` and `revoked` aside."""
+        """The position of the newest frame of this connection, without `pong` and `revoked`."""
         self.asked: _Request | None = None
         self._online = False
         self._replayed = False
-        """A topic began at an older place on this connection. Its events may still come after it was left."""
+        """Whether a topic began at an older place on this connection. Its events may come even if it has no subscriber any more."""
         self._was_online = False
         self._unsure = False
-        """A topic could not be checked, and will begin at a place behind the others."""
+        """Whether the server could not check a topic. Such a topic will begin at a place behind the others."""
         self._numbers = 0
 
     # the subscribers
@@ -104,7 +111,7 @@ class Topics:
         for name in queue.topics:
             topic = self._topics.get(name)
             if topic is None:
-                # If it is held, it was just left. It goes on, and can't be replayed: its events may come before that.
+                # A held topic has just lost its last subscriber. It goes on, and can't be replayed, because live events may come first.
                 topic = (self._left.pop(name, None) or _Topic(None, None)) if name in self._held else _Topic(since, stored)
                 self._topics[name] = topic
             topic.queues[queue] = None
@@ -122,11 +129,11 @@ class Topics:
 
     @property
     def position(self) -> str | None:
-        """The newest place in the log that was received."""
+        """The newest position that the server has sent."""
         return self._places[0].position
 
     def resume_from(self, position: str) -> None:
-        """Begin at a position that an earlier client has kept."""
+        """Begin at a position that an earlier client has stored."""
         self._places[0].position = position
         for topic in self._topics.values():
             if topic.since is None:
@@ -136,21 +143,24 @@ class Topics:
                 queue.since = position
 
     def handled(self) -> str | None:
-        """The position to resume from in another process: before the oldest item that no handler has finished. None: not now."""
+        """Return the position at which a later process has to resume: before the oldest item that is not handled yet.
+
+        None during a replay, or before one: then no single position is right for all topics.
+        """
         if len(self._places) > 1 or self._unsure:
-            return None  # A replay goes on, or has to follow: no single position has all that is missing.
+            return None
         oldest = min((queue.waiting[0] for queue in self.queues if queue.waiting), key=lambda waiting: waiting.at, default=None)
         return self.position if oldest is None else oldest.before
 
     # the connection
 
     def online(self) -> None:
-        """A connection is open: ask for everything."""
+        """Ask for all topics, on a connection that has just opened."""
         self._online = self._was_online = True
         self.ask_again()
 
     def offline(self) -> None:
-        """The connection ended."""
+        """Note that the connection has ended. Topics keep their places."""
         self._online = self._replayed = False
         self._held, self._left, self._newest = set(), {}, None
         self.asked = None
@@ -158,18 +168,18 @@ class Topics:
             place.current = False
 
     def ask_again(self, reason: str | None = None) -> None:
-        """Ask again for topics that were denied, for this reason only or for any."""
+        """Ask again for the topics that were denied, for this reason or (None) for any."""
         for topic in self._topics.values():
             if topic.denied is not None and reason in {None, topic.denied}:
                 topic.ask = True
         self.request()
 
     def waits_for_unavailable(self) -> bool:
-        """Whether a topic could not be checked, and is to be asked for again later."""
+        """Whether the server could not check a topic that no request asks for again yet."""
         return any(topic.denied == UNAVAILABLE and not topic.ask for topic in self._topics.values())
 
     def settle(self) -> None:
-        """Subscribers came or left: tell the new ones what is there already, and ask for the rest."""
+        """Handle new and ended subscriptions: tell the new ones which of their topics the server sends already, and ask for the rest."""
         if self._online and self.asked is None:
             for queue in list(self.queues):
                 self._tell(queue)
@@ -199,7 +209,10 @@ class Topics:
             self._send(message)
 
     def _next(self, fresh: list[str]) -> tuple[list[str], str | None, _Place | None]:
-        """Those of the fresh topics that one request may add, because they begin at the same place. The rest follows."""
+        """Return the new topics for the next request, with the position and the place where they begin. Later requests add the others.
+
+        A request has one `since`, so it can only add topics that begin at the same position.
+        """
         for place in self._places:
             if resumed := [name for name in fresh if self._place(name) is place]:
                 return resumed, place.position, place
@@ -216,7 +229,7 @@ class Topics:
         self.asked = None
         before = request.since or self.position
         for name in self._held.difference(frame["groups_current"]) & self._topics.keys():
-            self._topics[name].place = None  # It was left, and joined again meanwhile: it counts from now.
+            self._topics[name].place = None  # The topic lost its subscribers and got new ones during the request, so it begins again.
         self._hold(frame["groups_current"])
         self._newest = frame["position"] or self._newest
         position, recovered = frame["position"], frame.get("recovered")
@@ -266,7 +279,10 @@ class Topics:
         self.request()
 
     def _deny(self, name: str, reason: str, since: str | None = None, position: str | None = None) -> None:
-        """Leave a topic out. One that could not be checked now will begin where it was to begin, or at the place of the answer."""
+        """Note that the server does not send a topic. If it could not check the topic, a later request asks again.
+
+        The topic then begins at the position that it was to begin at (`since`), or at that of the answer (`position`).
+        """
         if (topic := self._topics.get(name)) is None:
             return
         topic.denied, topic.ask, topic.place = reason, False, None
@@ -276,10 +292,10 @@ class Topics:
     def _look_for_unavailable(self) -> None:
         self._unsure = any(topic.denied == UNAVAILABLE for topic in self._topics.values())
 
-    # what comes
+    # frames
 
     def event(self, frame: dict[str, Any], text: str) -> None:
-        """Handle `event`. `text` is the frame as it came."""
+        """Handle `event`. `text` is the whole frame."""
         name = f"{frame['group']}.{frame['event']}"
         topic, position = self._topics.get(name), frame["position"]
         self._newest = position or self._newest
@@ -319,7 +335,7 @@ class Topics:
         self.settle()
 
     def pong(self, frame: dict[str, Any]) -> None:
-        """Handle `pong`. On a quiet topic the old position would leave history."""
+        """Handle `pong`. Without its position, that of a client with quiet topics would soon be too old for the server's history."""
         self._read_up_to(frame["position"])
 
     # places
@@ -335,18 +351,18 @@ class Topics:
         return place
 
     def _reached(self, name: str) -> _Place | None:
-        """The place that a frame of this topic moves on. None if that can't be known: a topic that was just left or joined."""
+        """Return the place that a frame of this topic advances. None if that can't be known, right after the topic was left or joined."""
         if (topic := self._topics.get(name) or self._left.get(name)) is None:
             return None
-        if topic.place is None:  # Its events may come shortly before the answer that adds it.
+        if topic.place is None:  # The topic's events may come shortly before the answer to the request that added it.
             return None if self._replayed or len(self._places) > 1 else self._places[0]
         return self._resolve(topic.place)
 
     def _read_up_to(self, position: str | None) -> None:
-        """Move on all topics that the server sends: everything up to this position has come.
+        """Advance all topics that the server sends, because it has sent all their events up to this position.
 
-        Within a replay the server tells the position of the replay, and that is the position of the newest frame. Then it counts for
-        no other topic.
+        During a replay the server names the position of the replay, which is that of the newest frame. Such a position is ignored, because
+        it is not valid for the other topics.
         """
         if position is None or (position == self._newest and (self._replayed or len(self._places) > 1)):
             return
@@ -355,11 +371,12 @@ class Topics:
             self._advance(place, position)
 
     def _hold(self, names: Iterable[str]) -> None:
-        """The server sends these topics from now on."""
+        """Note that the server sends these topics, and no others."""
         self._held = set(names)
         self._left = {name: topic for name, topic in self._left.items() if name in self._held}
 
     def _advance(self, place: _Place, position: str | None) -> None:
+        """Move a place to this position. It replaces all later places that the server sends, which have been read up to it as well."""
         place.position = position or place.position
         if self._places[-1] is not place:
             at = self._places.index(place) + 1
@@ -385,10 +402,10 @@ class Topics:
         before: str | None = None,
         retried: Iterable[str] = (),
     ) -> None:
-        """Tell a subscriber what the newest answer means for its topics.
+        """Give a subscriber the items that say what the newest answer means for its topics.
 
-        Those that were joined have recovered from `since`. None: they have not. A subscriber has no state of a topic that it was not
-        told of before, unless it brought a position. Topics of an open request are told once it is answered.
+        The topics that the request `joined` have recovered from `since`, or have not (None). A topic that the subscriber has no state of is
+        `subscribed`: it got no item about the topic before, and brought no position. Topics of an open request wait for its answer.
         """
         asked = frozenset() if self.asked is None else self.asked.joined
         news: dict[Literal["subscribed", "recovered", "stale"], list[str]] = {"subscribed": [], "recovered": [], "stale": []}
