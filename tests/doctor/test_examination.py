@@ -36,7 +36,7 @@ def test_a_check_that_hangs_is_left_behind() -> None:
     after = AREA.ok("after", "text")
     first, second = examine([Check("area", hang), _check(after)], lambda finding: None, shown.append)
     release.set()
-    assert (first.level, first.text) == (Level.UNKNOWN, "asking a stone: no answer within 0.2 s, so it is left out")
+    assert (first.level, first.text) == (Level.UNKNOWN, "asking a stone: no answer within 0.2 s, so the check ends here")
     assert second == after
     assert "area: asking a stone" in shown
 

@@ -1,1 +1,1 @@
-"""The checks of `towerws doctor`, one module per area. They ask the world with blocking calls, in a process of their own."""
+"""The checks of `towerws doctor`, one module per area. They ask servers and this machine with blocking calls, in the command's process."""

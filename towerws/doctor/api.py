@@ -18,7 +18,10 @@ _ME = "/api/v2/me/"
 
 
 def check_tower(settings: TowerSettings, groups: Mapping[str, GroupSettings], token: str | None, topic: str | None) -> Iterator[Step]:
-    """Check the API as the daemon uses it. With `token` (a bearer token) also a user, and with `topic` whether that user may see it."""
+    """Check the API as the daemon uses it. With `token` (a bearer token), also check its user.
+
+    With `topic`, also ask whether that user may see the object of the topic.
+    """
     area = Area("tower")
     try:
         base = api_base(settings.url)
@@ -50,7 +53,7 @@ def check_tower(settings: TowerSettings, groups: Mapping[str, GroupSettings], to
         yield clock_finding(area, "tower.url", anonymous.clock_s)
     if token is None:
         yield area.skipped(
-            "identity", "who a user is, and what they may see, is only asked with a token: --token @FILE, --topic job_events.42"
+            "identity", "a user and what that user may see are only checked with a token: --token @FILE, --topic job_events.42"
         )
         return
     yield from _with_token(area, base, settings, groups, token, topic)

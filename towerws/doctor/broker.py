@@ -1,18 +1,19 @@
-"""Asks one broker: TLS, version, login, permissions, what is declared, the time from publishing to receiving, clocks, replicas.
+"""Asks one broker: TLS, version, login, permissions, declarations, the time from publishing to receiving, clocks, replicas.
 
-Nothing is changed on the broker. How each permission is found out (the broker checks permissions before it looks for a binding):
+The check changes nothing on the broker. The table says how it tries each permission. An attempt to remove a binding that does not exist
+shows a permission, because the broker checks permissions before it looks for the binding.
 
 permission                                | tried with
-configure on an exchange or the stream    | declaring what exists again, with the daemon's arguments: the broker compares them (406)
+configure on an exchange or the stream    | declaring it again, with the daemon's arguments: the broker compares them (406)
 write on an exchange                      | removing a binding that does not exist, from the exchange to itself
-read on an exchange                       | removing a binding that does not exist, from the exchange to an own exclusive queue
+read on an exchange                       | removing a binding that does not exist, from the exchange to an exclusive queue
 write on the stream (to bind it)          | removing a binding that does not exist, from the exchange to the stream
-read on the stream                        | consuming it, from what comes next
-configure, write, read on `amq.gen-…`     | an exclusive queue of the broker's naming, which ends with the connection
-write on `amq.default`                    | publishing a marker straight to the stream
+read on the stream                        | consuming the stream, from its next message
+configure, write, read on `amq.gen-…`     | an exclusive queue that the broker names, and that ends with the connection
+write on `amq.default`                    | publishing a marker directly to the stream
 
-A marker is what daemons publish all the time, and no client gets it. Permissions on something that does not exist can't be tried without
-making it.
+Daemons publish markers all the time, and no client gets them. Permissions on an exchange or a stream that does not exist can't be tried
+without declaring it.
 """
 
 from __future__ import annotations
@@ -45,15 +46,16 @@ from towerws.doctor.examination import Area, Doing, Finding, Step
 from towerws.doctor.network import Unreachable, certificate_finding, connect, days_left, reason
 
 SLOW_MARKER_S = 1.0
-"""A marker normally takes milliseconds."""
+"""A marker that takes longer than this is a warning. It normally takes milliseconds."""
 
 MARKER_S = 5.0
-"""How long a marker is waited for."""
+"""How long the check waits for a marker."""
 
 CLOCK_S = 10
-"""The clocks of this machine and of the stream's node may differ by this much: a refill of history begins this much earlier."""
+"""Allowed difference between the clocks of this machine and of the stream's node. A refill of history begins this much earlier."""
 
 LONGEST_START_BYTES = 64 * 1024
+"""Longest first frame of a broker (`connection.start`) that is read."""
 
 _is_closing = re.compile(r"""\((\d{3})\) ["'](.*)["']""").search
 
@@ -62,7 +64,7 @@ _FRAME_HEAD = struct.Struct(">BHI")
 
 
 def check_broker(url: BrokerUrl, settings: BrokerSettings, *, only: bool) -> Iterator[Step]:
-    """Check one URL of `broker`. `only`: it is the only one."""
+    """Check one URL of `broker`. `only`: whether it is the only one."""
     area = Area("broker")
     yield Doing(f"connecting to {url.host}:{url.port}", 3 * settings.attempt_s)
     try:
@@ -87,7 +89,7 @@ def check_broker(url: BrokerUrl, settings: BrokerSettings, *, only: bool) -> Ite
     else:
         yield area.ok("version", f"{url.host}:{url.port} is RabbitMQ {version}, and answers within {seconds * 1000:.0f} ms")
     yield Doing("logging in", 3 * settings.attempt_s)
-    logging.getLogger("pika").setLevel(logging.CRITICAL)  # it logs pages about it
+    logging.getLogger("pika").setLevel(logging.CRITICAL)  # pika logs pages about a failed login
     try:
         parameters = connection_parameters(url, settings.attempt_s, settings.tls_ca, blocked_s=settings.attempt_s, name="towerws doctor")
         connection = open_connection(parameters)
@@ -104,7 +106,7 @@ def check_broker(url: BrokerUrl, settings: BrokerSettings, *, only: bool) -> Ite
     except (pika_exceptions.AMQPError, OSError) as error:
         yield area.unknown("connection", f"{url}: the connection ended: {_login_failure(error).text}", "see the broker's log")
     finally:
-        with suppress(pika_exceptions.AMQPError, OSError):  # pika gives back what was not handed out, which a stream doesn't support
+        with suppress(pika_exceptions.AMQPError, OSError):  # pika nacks messages that it has buffered, which a stream doesn't support
             connection.close()
 
 
@@ -117,9 +119,9 @@ def permission_patterns(settings: BrokerSettings) -> tuple[str, str, str]:
 
 
 def _greet(url: BrokerUrl, settings: BrokerSettings) -> tuple[Mapping[str, Any], float, float | None]:
-    """Return the broker's description of itself, the seconds of its answer, and the days left for its certificate.
+    """Return the broker's server properties, the seconds until its answer, and the days for which its certificate is still valid.
 
-    The broker says these before any login (AMQP 0-9-1 section 2.2.4). Raises `Unreachable`.
+    The broker sends its properties before any login (AMQP 0-9-1 section 2.2.4). Raises `Unreachable`.
     """
     connection = connect(url.host, url.port, tls=url.tls, ca=settings.tls_ca, ca_option="tls_ca", timeout_s=settings.attempt_s)
     with connection:
@@ -154,7 +156,7 @@ def _login_failure(error: Exception) -> ConnectionFailure:
     inner = wrapped_error(error)
     if isinstance(inner, pika_exceptions.ConnectionClosedByBroker):
         return from_broker(inner.reply_code, inner.reply_text)
-    if (said := _is_closing(str(inner))) is not None:  # of a refused virtual host, pika keeps the broker's answer in its text only
+    if (said := _is_closing(str(inner))) is not None:  # if a virtual host is refused, only the text of pika's error has the broker's answer
         return from_broker(int(said[1]), said[2])
     if isinstance(inner, ssl.SSLError | OSError):
         return ConnectionFailure(reason(inner))
@@ -163,19 +165,19 @@ def _login_failure(error: Exception) -> ConnectionFailure:
 
 @dataclass(slots=True)
 class _Markers:
-    """Our markers that were read back, by their text: when (monotonic seconds), and at which offset."""
+    """Markers that came back from the broker, by their text. The values are the time (monotonic seconds) and the offset."""
 
     read: dict[str, tuple[float, int | None]] = field(default_factory=dict)
 
     def consumed(self, channel: Any, method: Any, properties: Any, body: bytes) -> None:
-        """pika calls this for each message."""
+        """Note a marker. pika calls this for each message."""
         channel.basic_ack(method.delivery_tag)
         if (marker := parse_marker(body)) is not None:
             self.read[marker.text] = time.monotonic(), (properties.headers or {}).get("x-stream-offset")
 
 
 class _Examination:
-    """The checks of one open connection."""
+    """The checks over one open connection."""
 
     def __init__(self, area: Area, connection: Any, url: BrokerUrl, settings: BrokerSettings, mode: Mode) -> None:
         self._area = area
@@ -204,7 +206,7 @@ class _Examination:
     # what is declared, and with which arguments
 
     def _declared(self, what: str, name: str, option: str) -> Iterator[Finding]:
-        """Check that something exists as the daemon declares it."""
+        """Check that an exchange or the stream exists with the type and arguments that the daemon declares."""
         area = self._area
         if (failure := self._attempt(lambda channel: self._declare(channel, name, passive=True))) is not None:
             if failure.code == 404 and "no " in failure.text:
@@ -276,7 +278,7 @@ class _Examination:
         return failure is None
 
     def _refuse(self, right: str, name: str, failure: ConnectionFailure) -> None:
-        """Note a refusal. An own queue needs all three permissions, and the broker doesn't say which of them is missing."""
+        """Note a refusal. A private queue needs all three permissions, and the broker doesn't say which of them is missing."""
         lacking = "configure, write or read on amq.gen-*" if "'amq.gen-" in failure.text else f"{right} on {name}"
         if lacking not in self._refused:
             self._refused.append(lacking)
@@ -338,7 +340,7 @@ class _Examination:
             if self._mode is Mode.STREAM:
                 yield from self._clock(wall, markers.read[bound.text][1], queue if direct_failure is None else None)
         elif direct.text in markers.read:
-            # Both were confirmed in this order, and the stream keeps it: the first went elsewhere.
+            # The broker confirmed both markers in order, and the stream keeps the order. So the first marker never reached the stream.
             yield area.problem(
                 "delivery",
                 f"{queue} is not bound to {settings.exchange}: a marker that was published there did not reach it",
@@ -348,7 +350,7 @@ class _Examination:
             yield area.unknown("delivery", f"a marker was confirmed and not received within {MARKER_S:g} s", "see the broker's log")
 
     def _consume(self, channel: Any, markers: _Markers) -> str | ConnectionFailure:
-        """Consume what comes next. Returns the name of the stream or the queue, or why that failed."""
+        """Consume from the next message on. Returns the name of the stream or the queue, or why that failed."""
         settings = self._settings
         try:
             channel.basic_qos(prefetch_count=100)
@@ -400,9 +402,11 @@ class _Examination:
     # the clock of the stream's node
 
     def _clock(self, wall: float, offset: int | None, direct: str | None) -> Iterator[Step]:
-        """Ask the stream for what was written since a moment just before, and just after, our marker by this machine's clock.
+        """Compare the clock of the stream's node with this machine's, by consuming the stream from two timestamps.
 
-        The node compares the moments with its own clock. A further marker, published afterwards, ends the wait in any case.
+        One timestamp is `CLOCK_S` before our marker by this machine's clock, the other one `CLOCK_S` after it. The node compares them with
+        its own clock. So the first message of each consumer shows on which side of the marker its timestamp is. A further marker, published
+        afterwards, gives each consumer a message in any case.
         """
         area, stream = self._area, self._settings.stream
         if offset is None or direct is None:
@@ -412,7 +416,7 @@ class _Examination:
         firsts: list[list[int]] = [[], []]
         for first, moment in zip(firsts, (wall - CLOCK_S, wall + CLOCK_S), strict=True):
             channel = self._connection.channel()
-            channel.basic_qos(prefetch_count=1)  # one message is the answer, and it is never acknowledged
+            channel.basic_qos(prefetch_count=1)  # the first message is the answer. It is never acknowledged, so no other one follows
 
             def took(_channel: Any, _method: Any, properties: Any, _body: bytes, first: list[int] = first) -> None:
                 first.append(int((properties.headers or {}).get("x-stream-offset", -1)))
@@ -440,7 +444,7 @@ class _Examination:
     # calls
 
     def _attempt(self, act: Callable[[Any], None]) -> ConnectionFailure | None:
-        """Do this on a channel of its own. Returns None, or why the broker closed the channel."""
+        """Call `act` with a new channel. Returns None, or why the broker closed the channel."""
         channel = self._connection.channel()
         try:
             act(channel)

@@ -35,7 +35,7 @@ PROCESSES = Path("/proc")
 
 
 class AdminPort:
-    """The daemon's admin port, as the configuration has it."""
+    """The daemon's admin port, at the configured address."""
 
     def __init__(self, admin: str) -> None:
         self.address = parse_address(admin)
@@ -74,9 +74,10 @@ class AdminPort:
 
 @dataclass(frozen=True, slots=True)
 class _Process:
-    """The daemon's process, by its own figures: descriptors, and the limit of connections in force. None: no daemon answers.
+    """The daemon's process, by its own figures.
 
-    With several workers, memory and connections are those of all, and descriptors those of the worker that has most.
+    With several workers, memory and connections are totals. `open_descriptors` is the highest number of a process, and `max_descriptors`
+    the lowest limit.
     """
 
     max_descriptors: int
@@ -84,11 +85,11 @@ class _Process:
     max_connections: int
     resident_bytes: int
     pid: int | None
-    """That of the parent, with several workers. None: an earlier version doesn't tell."""
+    """The process id, with several workers that of the parent. None: the daemon's version doesn't report it."""
 
 
 def check_configuration(loaded: Loaded) -> Iterator[Step]:
-    """Check what the configuration names on this machine: keys, certificates, and who may read secrets."""
+    """Check the files that the configuration names on this machine: keys, certificates, and which users may read secrets."""
     area = Area("configuration")
     settings = loaded.settings
     yield Doing("reading files", 10)
@@ -164,7 +165,7 @@ def _own_certificates(area: Area, key: str, path: Path) -> Iterator[Finding]:
 
 
 def _traffic(area: Area, figures: Mapping[str, Any]) -> Iterator[Finding]:
-    """Yield what the daemon's own figures say about limits that were met."""
+    """Yield findings about connections and their limits, from the daemon's own figures."""
     connections = figures["connections"]
     yield area.ok("running", f"towerws {figures['version']} serves {connections['present']} of at most {connections['max']} connections")
     if connections["present"] > 0.9 * connections["max"]:
@@ -234,9 +235,10 @@ def _memory(area: Area, loaded: Loaded, process: _Process | None) -> Finding:
 
 
 def _machine_bytes(pid: int | None) -> int:
-    """Return the memory of this machine. If it is less, the limit of the daemon's control group, or of this process's one.
+    """Return the memory of this machine, or the limit of a control group if that is lower.
 
-    The unit's `MemoryMax=` bounds the daemon's group, and not the shell in which the doctor runs.
+    The control group is the daemon's, if the process `pid` is a daemon on this machine, otherwise that of this process. A unit's
+    `MemoryMax=` bounds the daemon's group, and not the shell in which the doctor runs.
     """
     total = re.search(r"^MemTotal: +(\d+) kB$", Path("/proc/meminfo").read_text(encoding="ascii"), re.MULTILINE)
     have = int(total[1]) * 1024 if total else 0
@@ -245,7 +247,7 @@ def _machine_bytes(pid: int | None) -> int:
 
 
 def _is_daemon(pid: int) -> bool:
-    """Whether the process of this id is a towerws. A daemon in another container has an id that means nothing here."""
+    """Whether the process with this id is a towerws daemon. The id of a daemon in another container means another process here, or none."""
     try:
         return b"towerws" in (PROCESSES / str(pid) / "cmdline").read_bytes()
     except OSError:

@@ -1,7 +1,7 @@
-"""Runs the checks one after the other, each under a deadline. What they find is one line each, with the thing to change.
+"""Runs the checks one after the other, each under a deadline. A check yields findings: one line each, with what to change.
 
-A check blocks. So each runs in a thread of its own, and a check that hangs is left behind: the next one starts, and the process ends
-without waiting for it.
+A check blocks, so it runs in a thread of its own. If a check hangs, the next one starts, and the process ends without waiting for the
+thread.
 """
 
 from __future__ import annotations
@@ -14,21 +14,21 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 FIRST_STEP_S = 10.0
-"""Time for the first step of a check, which says what it does."""
+"""How long a check may take until it yields its first step."""
 
 TICK_S = 0.2
-"""How often the progress is shown."""
+"""Interval between two updates of the progress."""
 
 
 class Level(enum.Enum):
-    """How a finding is meant."""
+    """How serious a finding is."""
 
     OK = "ok"
-    """It was checked, and is in order."""
+    """The thing was checked, and is in order."""
     WARNING = "warning"
-    """It works now, and will not always."""
+    """The thing works now, and may fail later."""
     PROBLEM = "problem"
-    """Something doesn't work."""
+    """The thing does not work."""
     UNKNOWN = "unknown"
     """The check could not be made. The text says why."""
     SKIPPED = "skipped"
@@ -41,7 +41,7 @@ FINE, PROBLEMS, WARNINGS = 0, 1, 3
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One result. `area` and `check` name the check. `change` says what to change; it is empty if nothing has to."""
+    """One result. `area` and `check` name the check. `change` says what to change, and is empty if nothing has to change."""
 
     level: Level
     area: str
@@ -52,7 +52,7 @@ class Finding:
 
 @dataclass(frozen=True, slots=True)
 class Doing:
-    """What a check does next, for the status line. Its next result must come within `within_s` seconds."""
+    """What a check does next, for the status line. The check's next step must come within `within_s` seconds."""
 
     text: str
     within_s: float
@@ -63,7 +63,7 @@ Step = Finding | Doing
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """A check with its name. `run` yields what it does and what it finds."""
+    """A check with the name of its area. `run` yields what the check does and what it finds."""
 
     area: str
     run: Callable[[], Iterator[Step]]
@@ -84,7 +84,7 @@ class Area:
         self._name = name
 
     def ok(self, check: str, text: str) -> Finding:
-        """Return a finding that is in order."""
+        """Return a finding that says that the thing is in order."""
         return Finding(Level.OK, self._name, check, text)
 
     def warning(self, check: str, text: str, change: str) -> Finding:
@@ -96,11 +96,11 @@ class Area:
         return Finding(Level.PROBLEM, self._name, check, text, change)
 
     def unknown(self, check: str, why: str, change: str = "") -> Finding:
-        """Return that a check could not be made, and why."""
+        """Return a finding that says why a check could not be made."""
         return Finding(Level.UNKNOWN, self._name, check, why, change)
 
     def skipped(self, check: str, why: str) -> Finding:
-        """Return that a check was not asked for, or does not apply."""
+        """Return a finding that says that a check was not asked for, or does not apply."""
         return Finding(Level.SKIPPED, self._name, check, why)
 
 
@@ -130,7 +130,10 @@ def _run(check: Check, found: Callable[[Finding], None], show: Callable[[str], N
             if passed > doing.within_s:
                 found(
                     Finding(
-                        Level.UNKNOWN, check.area, "deadline", f"{doing.text}: no answer within {doing.within_s:g} s, so it is left out"
+                        Level.UNKNOWN,
+                        check.area,
+                        "deadline",
+                        f"{doing.text}: no answer within {doing.within_s:g} s, so the check ends here",
                     )
                 )
                 return

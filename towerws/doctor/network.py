@@ -18,17 +18,17 @@ STEP_S = 5.0
 """Timeout of one step: connecting, TLS, an answer."""
 
 EXPIRES_SOON_DAYS = 14
-"""A certificate that is renewed by a program has more than this left: Let's Encrypt's clients renew 30 days before the end."""
+"""A certificate with fewer days left is a warning. Let's Encrypt's clients would have renewed it 30 days before the end."""
 
 CLOCKS_S = 5.0
-"""Difference of two clocks that is still in order. An HTTP date is in whole seconds."""
+"""Allowed difference between two clocks. An HTTP date is in whole seconds."""
 
 MAX_BODY_BYTES = 1024**2
 MAX_LINE_CHARACTERS = 200
 
 
 class Unreachable(Exception):
-    """No connection, or no TLS on it. The text is the reason, and `change` what to change."""
+    """A server can't be asked: no connection, no TLS, or no answer. The text is the reason, and `change` says what to change."""
 
     def __init__(self, why: str, change: str) -> None:
         super().__init__(why)
@@ -39,7 +39,8 @@ class Unreachable(Exception):
 class Fetched:
     """An HTTP answer.
 
-    `days` are left for the server's certificate, None without TLS. `clock_s` is by how much the server's clock is ahead.
+    `seconds` is the time of the answer. `clock_s` is by how many seconds the server's clock is ahead of this machine's, None if the answer
+    has no date. `days` is for how many days the server's certificate is still valid, None without TLS.
     """
 
     status: int
@@ -71,7 +72,7 @@ def connect(host: str, port: int, *, tls: bool, ca: str = "", ca_option: str = "
 
 
 def days_left(connection: socket.socket) -> float | None:
-    """Return for how many days the peer's verified certificate is valid. None without TLS."""
+    """Return for how many days the server's certificate, which was verified, is still valid. None without TLS."""
     if not isinstance(connection, ssl.SSLSocket):
         return None
     certificate = connection.getpeercert() or {}
@@ -92,7 +93,7 @@ def certificate_finding(area: Area, whose: str, days: float) -> Finding:
 
 
 def clock_finding(area: Area, whose: str, ahead_s: float, allowed_s: float = CLOCKS_S) -> Finding:
-    """Return the finding for another machine's clock that is ahead of this one's by so many seconds."""
+    """Return the finding for another machine's clock that is ahead of this machine's by so many seconds."""
     if abs(ahead_s) > allowed_s:
         how = f"{abs(ahead_s):.0f} s {'ahead of' if ahead_s > 0 else 'behind'} this machine's"
         return area.warning("clock", f"the clock of {whose} is {how}", "let both machines follow NTP (timedatectl shows whether one does)")
@@ -115,7 +116,7 @@ def fetch_from(connection: socket.socket, url: str, headers: Mapping[str, str], 
     """Send one request on this connection, and close it: a GET, or a POST of `body`. Raises `Unreachable`."""
     parts = urlsplit(url)
     client = http.client.HTTPConnection(parts.netloc)
-    client.sock = connection  # its own timeout counts
+    client.sock = connection  # with the timeout that the socket has already
     path = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
     began = time.monotonic()
     with connection:
@@ -146,7 +147,7 @@ def reason(error: BaseException) -> str:
 
 
 def shown(text: str) -> str:
-    """Return foreign text on one line, printable and shortened."""
+    """Return another program's text on one line, printable and shortened."""
     line = " ".join("".join(each if each.isprintable() else " " for each in text).split())
     return line if len(line) <= MAX_LINE_CHARACTERS else f"{line[:MAX_LINE_CHARACTERS]}…"
 
@@ -157,7 +158,7 @@ def _clock(date: str, seconds: float) -> float | None:
         there = email.utils.parsedate_to_datetime(date).timestamp()
     except (ValueError, TypeError, IndexError, OverflowError):
         return None
-    # The header was written within the last `seconds`, and its second may be nearly over.
+    # The server wrote the date within the last `seconds`, and rounded it down to a whole second. Both errors are corrected by their mean.
     return there + 0.5 + seconds / 2 - time.time()
 
 

@@ -1,4 +1,4 @@
-"""Asks through the public URL what a browser would meet: TLS, Upgrade, the path, Origin, forwarded addresses, delays, and silence."""
+"""Checks the public URL as a browser uses it: TLS, Upgrade, the path, Origin, forwarded addresses, delays, and silent connections."""
 
 from __future__ import annotations
 
@@ -23,16 +23,18 @@ FOREIGN_ORIGIN = "https://towerws-doctor.invalid"
 """No page has this origin (RFC 6761 section 6.4)."""
 
 FORGED_ADDRESS = "192.0.2.1"
-"""An address of documentation (RFC 5737): no client has it."""
+"""An address for documentation (RFC 5737), which no client has."""
 
 HANDSHAKE_S = 4 * STEP_S
-"""Time for a handshake: connecting, TLS, the request, the answer."""
+"""Longest time of a handshake: connecting, TLS, the request, the answer."""
 
 ECHOES = 5
 SLOW_ECHO_S = 1.0
 ECHO_S = 5.0
+"""How many pings are timed, after what time an answer is a warning, and how long the check waits for one."""
+
 ATTEMPTS = 5
-"""Handshakes that look for the one daemon whose admin port can be asked, among several behind a proxy."""
+"""Most handshakes until one reaches the daemon of the admin port. A proxy may spread them over several daemons."""
 
 _ORIGIN_REFUSED = "a page of this origin may not connect here"
 _NO_UPGRADE = "a proxy on the way took the Upgrade"
@@ -45,7 +47,7 @@ _NGINX_LOCATION = "nginx: location ~ /websocket/?$ (deploy/nginx/towerws_locatio
 
 @dataclass(frozen=True, slots=True)
 class PublicUrl:
-    """What to ask: the URL, the authorities for it, a bearer token, and for how many seconds to hold a silent connection."""
+    """The options of the check: the URL, a file with authorities, a bearer token, and for how many seconds to hold a silent connection."""
 
     url: SplitResult
     ca: str
@@ -54,7 +56,7 @@ class PublicUrl:
 
 
 def check_public(public: PublicUrl, settings: Settings, admin: AdminPort) -> Iterator[Step]:
-    """Check the way of a browser to the daemon."""
+    """Check the way from a browser to the daemon, through all proxies."""
     return _Examination(public, settings, admin).run()
 
 
@@ -63,6 +65,8 @@ class _AdminUnreachable(Unreachable):
 
 
 class _Examination:
+    """The checks of one public URL. `_admin` tells how a handshake arrived at the daemon."""
+
     def __init__(self, public: PublicUrl, settings: Settings, admin: AdminPort) -> None:
         self._area = Area("public")
         self._public = public
@@ -195,7 +199,7 @@ class _Examination:
     # addresses
 
     def _forwarded(self) -> Iterator[Step]:
-        """Compare what was sent with what arrived, which the admin port tells (core/handshake_probes.py)."""
+        """Compare a handshake as it was sent with the handshake as it arrived, which the admin port tells (core/handshake_probes.py)."""
         area = self._area
         yield Doing("asking the admin port how a handshake arrived", 12 * STEP_S)
         try:
@@ -219,7 +223,7 @@ class _Examination:
             yield self._forgery(forged)
 
     def _probe(self, headers: Mapping[str, str]) -> dict[str, Any] | None:
-        """Send a handshake. Returns how it arrived at the daemon, or None if it arrived at another one."""
+        """Send handshakes until one reaches the daemon of the admin port. Returns how it arrived, None if none of them did."""
         name = secrets.token_hex(16)
         self._seen(name)
         for _ in range(ATTEMPTS):
@@ -266,7 +270,7 @@ class _Examination:
     # an open connection
 
     def _delays(self) -> Iterator[Step]:
-        """Send a few pings of the protocol, one after the other. A proxy that buffers keeps the answers back."""
+        """Time the answers to a few pings of the protocol. A proxy that buffers holds the answers back."""
         area = self._area
         yield Doing("timing answers", (ECHOES + 2) * ECHO_S)
         times: list[float] = []
@@ -301,7 +305,7 @@ class _Examination:
             yield area.ok("buffering", f"{text}: nothing is held back")
 
     def _idle(self) -> Iterator[Step]:
-        """Hold a connection, as a page does on which nothing happens: it answers pings and sends nothing else."""
+        """Hold a connection that only answers pings, as an idle page does."""
         area, idle_s = self._area, self._public.idle_s
         if not idle_s:
             yield area.skipped("idle", "whether a silent connection stays is not asked with --idle 0")
@@ -313,7 +317,7 @@ class _Examination:
             if answer.socket is None:
                 yield area.unknown("idle", f"the websocket did not open again ({answer.status})", "run the doctor again")
                 return
-            answer.socket.send({"ping": None})  # a daemon that waits for a token says so at once
+            answer.socket.send({"ping": None})  # a daemon that waits for a token answers this with an error at once
             while (left := began + idle_s - time.monotonic()) > 0:
                 frame = answer.socket.receive(left)
                 if frame is not None and frame.get("type") == "error":

@@ -1,4 +1,4 @@
-"""A blocking websocket client (RFC 6455) that shows what Autobahn hides: the status, headers and text of a refusal, and when it ended."""
+"""A blocking websocket client (RFC 6455) that shows the status, headers and text of a refusal, and how a connection ended."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _MAGIC = "258EAFA5-E914-47DA-95CA-C5AB0DC85B11"  # RFC 6455 section 1.3
 
 
 class Ended(Exception):
-    """The connection ended. `code` is that of the close frame, None if there was none."""
+    """The connection ended. `code` is the code of the close frame, None without one."""
 
     def __init__(self, why: str, code: int | None = None) -> None:
         super().__init__(why)
@@ -38,7 +38,10 @@ class Ended(Exception):
 
 @dataclass(slots=True)
 class Handshake:
-    """The answer to an opening handshake. With `status` 101 and `genuine`, `socket` is an open websocket."""
+    """The answer to an opening handshake. With `status` 101, `socket` is an open websocket.
+
+    `days` is for how many days the certificate is still valid, None without TLS. `genuine`: whether Sec-WebSocket-Accept is right.
+    """
 
     status: int
     headers: Mapping[str, str]
@@ -46,7 +49,7 @@ class Handshake:
     seconds: float
     days: float | None
     local_port: int
-    """This end's port. A server that sees it has no proxy in front."""
+    """The port of this end. If the server sees this port, there is no proxy in front of it."""
     genuine: bool = False
     socket: OpenSocket | None = None
 
@@ -119,7 +122,7 @@ def handshake(url: SplitResult, headers: Mapping[str, str], ca: str = "") -> Han
 
 
 def _rest(connection: socket.socket, body: bytes, headers: Mapping[str, str]) -> bytes:
-    """Return the body of a refusal, as far as it comes: it is only shown."""
+    """Return the body of a refusal. It may be incomplete, because it is only shown."""
     length = headers.get("content-length", "")
     wanted = min(int(length), MAX_HEAD_BYTES) if length.isdecimal() else 0
     while len(body) < wanted and (piece := connection.recv(65536)):
@@ -128,7 +131,7 @@ def _rest(connection: socket.socket, body: bytes, headers: Mapping[str, str]) ->
 
 
 class OpenSocket:
-    """An open websocket. It answers pings. `data` came together with the answer to the handshake."""
+    """An open websocket, which answers pings. `data` are the bytes that arrived after the head of the handshake's answer."""
 
     def __init__(self, connection: socket.socket, data: bytes) -> None:
         self.pings = 0
@@ -140,7 +143,7 @@ class OpenSocket:
         self._parts: list[bytes] = []
 
     def send(self, message: Mapping[str, object]) -> None:
-        """Send one JSON object. Raises `Ended`. Once the server has closed, nothing is sent, and `receive` tells it."""
+        """Send one JSON object. Raises `Ended`. After a close frame of the server it sends nothing, and `receive` raises `Ended`."""
         if self._protocol.state is State.OPEN:
             self._protocol.send_text(json.dumps(message).encode("ascii"))
             self._write()
@@ -177,7 +180,7 @@ class OpenSocket:
         self._connection.close()
 
     def _write(self) -> None:
-        """Send what the protocol has to send: our messages, and answers."""
+        """Send the bytes that `Protocol` has made: our messages, and answers to pings and close frames."""
         try:
             self._connection.settimeout(STEP_S)
             self._connection.sendall(b"".join(self._protocol.data_to_send()))
