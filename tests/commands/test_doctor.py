@@ -52,4 +52,4 @@ def test_a_pipe_gets_plain_lines(tmp_path: Path) -> None:
     assert any(each.startswith("warning  daemon running: no daemon answers on the admin port") for each in lines)
     result = CliRunner().invoke(main, ["doctor", "--auth", "open", "--insecure", "--admin", "systemd:domain=INET:index=0"])
     assert "unknown  daemon running: the doctor can't connect to systemd:domain=INET:index=0" in result.stdout
-    assert lines[-2] == "skipped  public url: proxies are only asked with --url https://…/websocket/"
+    assert lines[-2] == "skipped  public url: the way through proxies is only checked with --url https://…/websocket/"

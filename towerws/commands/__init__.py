@@ -1,1 +1,1 @@
-"""The subcommands of `towerws`, one module each. They run in processes of their own, not in the daemon's."""
+"""The subcommands of `towerws`, one module each. Each runs in a process of its own, not in the daemon's."""

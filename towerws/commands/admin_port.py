@@ -1,7 +1,7 @@
 """The subcommands that ask a running daemon's admin port: `towerws explain` and `towerws restart`.
 
-`explain` says why a user does not get the events of a topic. `restart` hands the daemon's connections to a new process, and says how that
-went. It needs the daemon's configuration. The new process is started by the daemon, not by this command.
+`explain` says why a user does not get the events of a topic. `restart` asks the daemon to hand its connections to a new process, and
+reports the result. It needs the daemon's configuration. The daemon starts the new process, not this command.
 """
 
 from __future__ import annotations
@@ -28,12 +28,13 @@ FAILED, NOT_DELIVERED, NO_DAEMON = 1, 3, 3
 """Exit codes, as the commands' help explains them."""
 
 TIMEOUT_S = 120.0
-"""The daemon may ask AWX about ten connections, each for at most 10 s."""
+"""Deadline of `explain`. The daemon may ask AWX about ten connections, each for at most 10 s."""
 
 MOVE_S = 60.0
-"""Seconds beyond `restart_s` until the answer: for moving the connections."""
+"""How long the answer to `restart` may take, beyond `restart_s`: the time to move the connections."""
 
 _MARKS = {True: "yes", False: "NO", None: "?"}
+"""The marks of a rule that a client passes, does not pass, or perhaps passes."""
 
 
 @click.command("explain", cls=Command, short_help="Say why a user does not get the events of a topic.")
@@ -46,7 +47,7 @@ _MARKS = {True: "yes", False: "NO", None: "?"}
 def explain_command(topic: str, user: str, admin: str, as_json: bool) -> NoReturn:
     """Follow the daemon's rules for USER's connections and TOPIC, and name the one that decides.
 
-    USER is the user's id. Without it, anonymous clients are meant (auth open). Each daemon knows only its own connections.
+    USER is the user's id. Without USER, the command explains anonymous clients (auth open). Each daemon knows only its own connections.
 
     \b
     Examples:
@@ -77,7 +78,7 @@ def explain_command(topic: str, user: str, admin: str, as_json: bool) -> NoRetur
 
 
 def explanation(answer: Mapping[str, Any]) -> Iterator[str]:
-    """Yield the lines for a person: the rule that decides, then all rules."""
+    """Yield the lines to print: the rule that decides, then all rules."""
     verdict = answer["verdict"]
     yield f"{_MARKS[verdict['passes']]}: {verdict['rule']}{_of(verdict)}"
     yield f"     {verdict['text']}"
@@ -142,7 +143,7 @@ def restart_command(**values: object) -> None:
       3  no daemon answers on the admin port, or it can't hand over
          (nor can this command ask TLS, the PROXY protocol, systemd's socket)
     """  # noqa: D301 - \b is click's mark for lines that it must not join
-    # systemd gives credentials to ExecStart only. So the command of `systemctl reload` can't read them.
+    # systemd gives credentials to ExecStart only. So this command, as ExecReload, can't read files that are credentials.
     settings = load_or_exit(values, named_files=False).settings
     address = parse_address(settings.admin)
     if (why := _why_not_asked(settings.admin, address)) is not None:
@@ -156,7 +157,7 @@ def restart_command(**values: object) -> None:
         workers = answer.get("workers", [])
         who = f"Processes {', '.join(str(each['pid']) for each in workers)} serve" if workers else f"Process {answer['pid']} serves"
         line = f"{who} now: {answer['moved']} connections moved in {answer['seconds']:.3f} s, {closed} not moved."
-        print_out(line, unwritten=0)  # 1 would mean that the old process goes on
+        print_out(line, unwritten=0)  # the exit code 1 would mean that the old process goes on
     elif status == 503:
         _end(FAILED, f"{answer.get('error')}; the old process{'es go' if worker_count(settings) > 1 else ' goes'} on")
     else:
@@ -164,7 +165,7 @@ def restart_command(**values: object) -> None:
 
 
 def _why_not_asked(admin: str, address: Address) -> str | None:
-    """Return why this command can't ask this admin port. None if it can: on plain TCP and on a UNIX socket."""
+    """Return why this command can't ask this admin port. None if it can: it asks plain TCP and UNIX sockets."""
     if admin.startswith("haproxy:"):
         return "it expects the PROXY protocol"
     if address.kind == "systemd":
@@ -173,7 +174,7 @@ def _why_not_asked(admin: str, address: Address) -> str | None:
 
 
 def _hand_over(address: Address, timeout_s: float) -> tuple[int, dict[str, Any]]:
-    """Post to the admin port. Returns the status and the answer."""
+    """Post `/restart` to the admin port. Returns the HTTP status and the answer. Raises `OSError`, `HTTPException` or `ValueError`."""
     host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(address.interface, address.interface)  # noqa: S104 - replaced
     connection = http.client.HTTPConnection("localhost" if address.kind == "unix" else host, address.port or None, timeout=timeout_s)
     if address.kind == "unix":
@@ -187,7 +188,7 @@ def _hand_over(address: Address, timeout_s: float) -> tuple[int, dict[str, Any]]
 
 
 def _answer(connection: http.client.HTTPConnection, method: str, path: str) -> tuple[int, object]:
-    """Send a request without a body, and close the connection. Returns the status, and what the JSON of the answer holds."""
+    """Send a request without a body, and close the connection. Returns the HTTP status and the answer's JSON."""
     with closing(connection):
         connection.request(method, path)
         response = connection.getresponse()

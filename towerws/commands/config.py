@@ -1,7 +1,7 @@
 """`towerws config` prints the effective configuration. `towerws check` says what the daemon would do with it.
 
-Neither connects to a server. `config` also prints a configuration that can't be used, because that is when an operator needs to
-see it. `check` says what is wrong with it.
+Neither command connects to a server. `config` also prints a configuration whose files or ports can't be used, because an operator needs to
+see it then. `check` says what is wrong with it.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ from towerws.core.errors import ConfigError
 from towerws.core.settings import GroupSettings, Settings
 
 EXIT_BAD_CONFIG = 2
-"""Exit code of both commands. It is click's code for a wrong command line, too."""
+"""Exit code for a configuration that can't be used. click uses the same code for a wrong command line."""
 
 _find_credential = re.compile(
     r"(?P<folder>/run/credentials/(?P<unit>[^/:]+)|%d|\$CREDENTIALS_DIRECTORY|\$\{CREDENTIALS_DIRECTORY\})/(?P<name>[^/:]+)"
 ).search
-"""A file that systemd gives to a service (`LoadCredential=`), in the value of an option."""
+"""Finds the path of a systemd credential (`LoadCredential=`) in the value of an option."""
 
 
 def config_options(command: Callable[..., None]) -> Callable[..., None]:
@@ -122,7 +122,7 @@ def as_toml(loaded: Loaded) -> Iterator[str]:
 
 
 def summary(loaded: Loaded) -> Iterator[str]:
-    """Yield a few lines on what the daemon would do."""
+    """Yield lines that say what the daemon would do with this configuration."""
     settings = loaded.settings
     yield f"Configuration: {loaded.file or 'no file'}; flags and TOWERWS_* variables win over it."
     if settings.broker is None:
@@ -146,7 +146,7 @@ def summary(loaded: Loaded) -> Iterator[str]:
 def why_no_methods(settings: Settings) -> str | None:
     """Return why a method of authentication can't be used, or None. Makes the methods, as the daemon does when it starts."""
     try:
-        for _ in make_methods(settings, Clock()):  # they ask no server yet, so no reactor has to run
+        for _ in make_methods(settings, Clock()):  # a method asks no server before its first credential, so no reactor has to run
             pass
     except ConfigError as error:
         return str(error)
@@ -162,7 +162,7 @@ def why_not_free(address: Address) -> str | None:
     family = socket.AF_INET6 if ":" in address.interface else socket.AF_INET
     try:
         with closing(socket.socket(family, socket.SOCK_STREAM)) as trial:
-            # As Twisted does: connections of an earlier process in TIME_WAIT don't count.
+            # Twisted sets this option, too. With it, an earlier process's connections in TIME_WAIT don't block the address.
             trial.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             trial.bind((address.interface, address.port))
             trial.listen(1)
@@ -172,25 +172,25 @@ def why_not_free(address: Address) -> str | None:
 
 
 def load_or_exit(values: Mapping[str, object], *, named_files: bool = True) -> Loaded:
-    """Return the configuration in force. One that can't be used ends the process with a line and `EXIT_BAD_CONFIG`.
+    """Return the configuration in force. If it can't be used, write a line and end the process with `EXIT_BAD_CONFIG`.
 
-    `named_files` is that of `load_all`.
+    `named_files` is the parameter of `load_all`.
     """
     try:
         return load_all(given(values), os.environ, named_files=named_files)
     except ConfigError as error:
         said = str(error)
         if named_files:
-            with suppress(ConfigError):  # an error that has nothing to do with a file
+            with suppress(ConfigError):  # the error is not about a named file, so there is no better text
                 said = why_no_credential(load_all(given(values), os.environ, named_files=False)) or said
         complain(said)
         raise SystemExit(EXIT_BAD_CONFIG) from None
 
 
 def why_no_credential(loaded: Loaded) -> str | None:
-    """Return which file of systemd's can't be read here, and what to do. None if each can be, or if the configuration names none.
+    """Return which systemd credential can't be read here, and what to do. None if all that the configuration names can be read.
 
-    systemd gives a unit's credentials to its service. A command in a shell has to read the file that they are copied from.
+    systemd gives a unit's credentials to its service only. A command in a shell has to read the file that systemd copies.
     """
     ours = os.environ.get("CREDENTIALS_DIRECTORY")
     for option in OPTIONS:
@@ -242,7 +242,7 @@ def _toml_value(option: Option, value: Value, loaded: Loaded) -> str:
 
 
 def _masked_url(url: str) -> str:
-    """Mask what may be secret: a user and a password, and everything from `?` or `#` on. The daemon refuses most of these."""
+    """Mask the parts of a URL that may be secret: a user and a password, and everything after `?` or `#`."""
     whole = re.sub(r"//[^/?#]*@", "//***@", url, count=1)
     shown = re.split(r"[?#]", whole, maxsplit=1)[0]
     return whole if shown == whole else f"{whole[: len(shown) + 1]}***"
@@ -257,7 +257,7 @@ def _toml_list(texts: tuple[str, ...] | list[str]) -> str:
 
 
 def _toml_text(text: str) -> str:
-    # JSON's escapes are TOML's. No setting holds a DEL, the one character that JSON leaves and TOML forbids.
+    # JSON's escapes are valid in TOML. Only DEL differs: JSON does not escape it, and TOML forbids it. No setting can hold a DEL.
     return json.dumps(text, ensure_ascii=False)
 
 

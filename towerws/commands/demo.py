@@ -19,12 +19,12 @@ from towerws.core.settings import BrokerSettings
 from towerws.demo.events import events
 
 FAILED = 1
-"""Exit code if the other end refuses the events."""
+"""Exit code if the daemon or the broker refuses the events."""
 
 ADMIN_URL = "http://127.0.0.1:9051"
 
 LATE_S = 1.0
-"""Seconds that the demo may be behind its schedule. After a longer pause the schedule starts again, and no event is hurried."""
+"""How far the demo may be behind its schedule, in seconds. If it is later than this, the schedule starts again from now."""
 
 
 @click.command("demo", cls=Command, short_help="Publish the events of made-up AWX jobs.")
@@ -47,8 +47,8 @@ def demo_command(
 ) -> None:
     """Publish events as AWX does: jobs that start, print and end. Ctrl-C ends it.
 
-    It publishes to the admin port of a daemon, or with --broker to RabbitMQ. If the other end can't be
-    reached, it tries again until it works.
+    The demo publishes to the admin port of a daemon, or with --broker to RabbitMQ. While the daemon or RabbitMQ can't be
+    reached, it tries again.
 
     \b
     Examples:
@@ -68,7 +68,7 @@ def demo_command(
     publisher = _publisher(broker, admin, exchange, status)
     published = 0
     try:
-        # A demo in the background is ended with SIGTERM: the same as Ctrl-C.
+        # SIGTERM ends a demo in the background as Ctrl-C does.
         with interrupted_by(signal.SIGINT, signal.SIGTERM):
             due = time.monotonic()
             for event in itertools.islice(sequence, count):

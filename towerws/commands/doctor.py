@@ -1,4 +1,4 @@
-"""`towerws doctor`: asks the broker, the API, the daemon, this machine and the public URL, and says what to change."""
+"""`towerws doctor`: checks the broker, the API, the daemon, this machine and the public URL, and says what to change."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from towerws.doctor.public import PublicUrl, check_public
 from towerws.doctor.websocket import read_url
 
 IDLE_S = 70.0
-"""Longer than the 60 s after which nginx, and many others, close a silent connection."""
+"""How long a silent connection is held. nginx and many other proxies close one after 60 s."""
 
 _COLOURS = {Level.OK: "32", Level.WARNING: "33", Level.PROBLEM: "31;1", Level.UNKNOWN: "35", Level.SKIPPED: "2"}
 
@@ -54,19 +54,19 @@ def doctor_command(
     as_json: bool,
     **values: object,
 ) -> NoReturn:
-    """Ask the world what is wrong, and say what to change: one line for each finding.
+    """Find out what is wrong around the daemon, and say what to change: one line for each finding.
 
-    Run it on the daemon's machine, as the daemon's user, with the daemon's flags or file. It asks the broker (TLS, version, permissions,
+    Run it on the daemon's machine, as the daemon's user, with the daemon's flags or file. It checks the broker (TLS, version, permissions,
     exchanges, stream, a marker's time, clocks), Tower's API, the running daemon, and this machine (certificates, descriptors,
-    memory). With --url it asks through all proxies (TLS, Upgrade, path, Origin, X-Forwarded-For, delays, silence).
+    memory). With --url it checks the way through all proxies (TLS, Upgrade, path, Origin, X-Forwarded-For, delays, silent connections).
 
-    It changes nothing. On the broker it publishes three or four markers, as daemons do, which no client gets.
+    It changes nothing. It publishes three or four markers on the broker, as daemons do. No client gets them.
 
     \b
     Each line: LEVEL  AREA CHECK: what was found -> what to change
-      ok       it was checked and is in order
-      warning  it works now, and will not always
-      problem  something doesn't work
+      ok       the thing was checked and is in order
+      warning  the thing works now, and may fail later
+      problem  the thing does not work
       unknown  the check could not be made; the line says why
       skipped  the check was not asked for, or does not apply
 
@@ -114,7 +114,7 @@ def doctor_command(
 
 
 def checks(loaded: Loaded, public: PublicUrl | None, token: str | None, topic: str | None) -> Iterator[Check]:
-    """Yield the checks of a configuration, in the order in which an operator would ask."""
+    """Yield the checks of a configuration, from the files to the public URL. An earlier problem may explain a later one."""
     settings = loaded.settings
     admin = AdminPort(settings.admin)
     yield Check("configuration", lambda: check_configuration(loaded))
@@ -132,7 +132,7 @@ def checks(loaded: Loaded, public: PublicUrl | None, token: str | None, topic: s
     if public is not None:
         yield Check("public", lambda: check_public(public, settings, admin))
     else:
-        skipped = Finding(Level.SKIPPED, "public", "url", "proxies are only asked with --url https://…/websocket/")
+        skipped = Finding(Level.SKIPPED, "public", "url", "the way through proxies is only checked with --url https://…/websocket/")
         yield Check("public", lambda: iter([skipped]))
 
 

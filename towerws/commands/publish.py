@@ -27,10 +27,13 @@ FAILED, USAGE, REFUSED, NO_QUEUE, BAD_INPUT = 1, 2, 3, 4, 5
 
 TIMEOUT_S = 10.0
 BAD_LINES_SHOWN = 10
+"""Lines that are no events, and of which a notice says so. Further ones are only counted."""
+
 LINE_BYTES = 64 * 1024**2
-"""A longer line is no event. It bounds the memory of this command, far above the largest payload of a daemon."""
+"""Longest line that is read as an event. This bounds the command's memory, far above the largest payload of a daemon."""
+
 JSON_SPACE = b" \t\r\n"
-"""RFC 8259 section 2."""
+"""White space around JSON (RFC 8259 section 2)."""
 
 
 @click.command("publish", cls=Command, short_help="Publish an event, or one for each line of input.")
@@ -153,7 +156,7 @@ class _Run:
         self.lines += 1
         if not line.strip():
             return
-        event = line.strip(JSON_SPACE) if len(line) <= LINE_BYTES else line  # a longer line was cut, so its start is not the event
+        event = line.strip(JSON_SPACE) if len(line) <= LINE_BYTES else line  # stripped, a line that was cut could look short enough
         if (reason := why_no_event(self._topic.routing_key, event, self._max_payload)) is not None:
             self.bad += 1
             if self.bad <= BAD_LINES_SHOWN:
@@ -166,18 +169,18 @@ class _Run:
 
 
 def why_no_event(routing_key: str, payload: bytes, most: int) -> str | None:
-    """Why a daemon would skip this payload, or None. It takes at most `most` bytes. The text never repeats any of the payload."""
+    """Return why a daemon would skip this payload, or None. `most` is its `max_payload_bytes`. The text never repeats the payload."""
     if len(payload) > LINE_BYTES:
         return f"longer than {LINE_BYTES} bytes"
     try:
         check_payload(routing_key, payload)
     except BadDelivery as error:
         return str(error)
-    return f"has {len(payload)} bytes, and the daemon skips what has more than {most}" if len(payload) > most else None
+    return f"has {len(payload)} bytes, and the daemon skips events of more than {most} bytes" if len(payload) > most else None
 
 
 def _lines(stream: BinaryIO) -> Iterator[bytes]:
-    """Yield the lines of the stream, each cut after one byte more than the limit."""
+    """Yield the lines of the stream. A line that is longer than `LINE_BYTES` is cut one byte after that limit."""
     while line := stream.readline(LINE_BYTES + 1):
         yield line
         while len(line) > LINE_BYTES and not line.endswith(b"\n"):  # skip the rest of a line that is too long
@@ -216,7 +219,7 @@ def _check_id(message_id: str, source: str, *, admin: bool) -> None:
 
 
 def _is_utf8(text: str) -> bool:
-    """Whether the argument was UTF-8. Python keeps each other byte of the command line as a lone surrogate."""
+    """Whether an argument of the command line was UTF-8. Python turns each byte that is not into a lone surrogate."""
     try:
         text.encode()
     except UnicodeEncodeError:
@@ -225,7 +228,7 @@ def _is_utf8(text: str) -> bool:
 
 
 def _configuration(config: str | None, broker: str | None, exchange: str | None, *, named_files: bool) -> Loaded:
-    # A publisher needs no auth and no listen, but the rules for settings do: these values are always valid.
+    # The command uses neither auth nor listen. But the rules between settings check them, and these values are always valid.
     flags = {"config": config, "broker": broker, "exchange": exchange, "auth": "open", "listen": "tcp:8051:interface=127.0.0.1"}
     try:
         return load_all({name: value for name, value in flags.items() if value is not None}, os.environ, named_files=named_files)

@@ -1,7 +1,7 @@
 """Publishes from the command line, to a broker's exchange or to a daemon's admin port.
 
-Calls block until the event is confirmed. After a lost connection both publishers say so once, and retry with a bounded backoff. A
-failure that no retry can mend is a `BrokerError`: a wrong password, or an exchange that does not exist.
+Calls block until the event is confirmed. After a lost connection both publishers report it once, and retry with a bounded backoff. If a
+retry can't help, for example with a wrong password or without the exchange, they raise `BrokerError`.
 """
 
 from __future__ import annotations
@@ -31,21 +31,24 @@ BACKOFF_MIN_S = 0.5
 BACKOFF_MAX_S = 10.0
 ATTEMPT_S = 10.0
 """Timeout of connecting, and of an answer of the admin port."""
+
 BLOCKED_S = 30.0
-"""Without `patience_s`, a connection that the broker blocks for this long is replaced."""
+"""Without `patience_s`, a connection that the broker blocks for this long is replaced by a new one."""
+
 CLOSE_S = 1.0
-"""Time for the broker's answer to the end of a connection. Then the connection is aborted."""
+"""How long the broker may take to answer the close of a connection. Then the connection is aborted."""
+
 HEARTBEAT_S = 10  # RabbitMQ recommends 5 to 20 s
 
 MESSAGE_ID_BYTES = 255  # AMQP 0-9-1 section 4.2.5.3, short string
 
 MAX_WARNINGS = 10
-"""Warnings of the daemon that are passed on."""
+"""Most warnings of the daemon that the command repeats."""
 
 TRANSIENT = 1  # AMQP's delivery_mode: live events need not survive a broker's restart
 
 Tell = Callable[[str], None]
-"""Gets a line about the connection, for a person."""
+"""Gets a notice, such as one about a lost connection, to show to a person."""
 
 
 class GaveUp(BrokerError):
@@ -57,22 +60,22 @@ class NoQueue(BrokerError):
 
 
 class Publisher(Protocol):
-    """Where events are published."""
+    """Publishes events to one destination."""
 
     def publish(self, topic: str, payload: bytes, message_id: str | None = None) -> None:
-        """Publish JSON on a topic (a routing key). Returns when it is confirmed, and raises `BrokerError` if it never will be."""
+        """Publish JSON on a topic (a routing key). Returns when the event is confirmed. Raises `BrokerError` if it can't be."""
 
     def idle(self, seconds: float) -> None:
         """Wait, and keep the connection alive."""
 
     def close(self) -> None:
-        """Close the connection. May be called at any time, and again."""
+        """Close the connection. May be called at any time, and more than once."""
 
 
 class Retry:
-    """The backoff of retries: random below a bound that doubles. Reports each loss once.
+    """The backoff of retries: a random pause below a bound that doubles. Reports each loss of the connection once.
 
-    With `patience_s`, `lost` raises `GaveUp` that many seconds after the last publication began.
+    With `patience_s`, `lost` raises `GaveUp` if the next attempt would begin more than `patience_s` seconds after the publication began.
     """
 
     def __init__(self, tell: Tell, patience_s: float | None = None) -> None:
@@ -88,7 +91,7 @@ class Retry:
             self._began = time.monotonic()
 
     def left_s(self) -> float | None:
-        """Return the seconds that the publication still has, or None if it has no end."""
+        """Return the seconds until the publication's deadline, or None if it has none."""
         return None if self._patience_s is None else max(0.01, self._began + self._patience_s - time.monotonic())
 
     def attempt_s(self) -> float:
@@ -97,7 +100,7 @@ class Retry:
         return ATTEMPT_S if left_s is None else min(ATTEMPT_S, left_s)
 
     def lost(self, what: str) -> float:
-        """Report a failed attempt. Returns the seconds to wait before the next one."""
+        """Report a failed attempt (`what`). Returns the seconds to wait before the next one. Raises `GaveUp`."""
         pause_s = random.uniform(BACKOFF_MIN_S / 2, self._bound_s)  # noqa: S311 - only spreads the attempts
         if self._patience_s is not None and time.monotonic() + pause_s > self._began + self._patience_s:
             raise GaveUp(f"{what}; not confirmed within {self._patience_s:g} s")
@@ -149,7 +152,7 @@ class AmqpPublisher:
         self._interrupted = False
 
     def publish(self, topic: str, payload: bytes, message_id: str | None = None) -> None:
-        """Publish, and wait for the confirm. If the connection ends before it, the message is sent again with the same id."""
+        """Publish, and wait for the confirm. If the connection ends first, send the event again with the same id."""
         now_ms = int(time.time() * 1000)
         properties = pika.BasicProperties(
             content_type="application/json",
@@ -186,14 +189,14 @@ class AmqpPublisher:
         try:
             self._connection.sleep(seconds)
         except (pika_exceptions.AMQPError, OSError):
-            self._abandon()  # the next publication reconnects, and reports it if it can't
+            self._abandon()  # the next publication reconnects, and reports a failure
 
     def close(self) -> None:
         """End the connection."""
         self._abandon()
 
     def _publish(self, topic: str, payload: bytes, properties: pika.BasicProperties) -> None:
-        """Make one attempt. pika waits for a confirm without an end, so a timer aborts the connection at the deadline."""
+        """Make one attempt. pika waits for a confirm without a timeout, so a timer aborts the connection at the deadline."""
         if self._connection is None:
             parameters = connection_parameters(self._urls[0], self._retry.attempt_s(), self._tls_ca, blocked_s=self._blocked_s)
             self._connection = open_connection(parameters)
@@ -209,6 +212,8 @@ class AmqpPublisher:
             self._channel.basic_publish(self._exchange, topic, payload, properties, mandatory=self._mandatory)
 
     def _watch_alarms(self, connection: Any) -> None:
+        """Note the broker's alarm while it lasts."""
+
         def blocked(_: object, frame: Any) -> None:
             self._alarm = frame.method.reason
 
@@ -224,10 +229,11 @@ class AmqpPublisher:
         return f"the broker has an alarm ({self._alarm}) and takes no messages" if self._alarm else "no answer"
 
     def _abandon(self) -> None:
+        """Close the connection, or abort it after `CLOSE_S`. After Ctrl-C it is aborted at once."""
         connection, self._connection, self._channel = self._connection, None, None
         if connection is None or not connection.is_open:
             return
-        # A broker that has not answered may be in an alarm, and then it does not read that the connection ends.
+        # A broker in an alarm does not read the connection, so it would not answer the close.
         within_s = 0 if self._interrupted else CLOSE_S
         with contextlib.suppress(pika_exceptions.AMQPError, OSError), _aborted_after(within_s, connection, lambda: "no answer"):
             connection.close()
@@ -252,16 +258,16 @@ def open_connection(parameters: pika.ConnectionParameters) -> pika.BlockingConne
     """Connect and log in. Raises pika's errors, those of the socket, and `TimeoutError` if the broker does not answer the handshake."""
     try:
         return pika.BlockingConnection(parameters)
-    except AMQPConnectorStackTimeout as error:  # no `AMQPError`, unlike all others
+    except AMQPConnectorStackTimeout as error:  # unlike pika's other errors, it is no `AMQPError`
         raise TimeoutError("no answer to the AMQP handshake") from error
 
 
 def connection_parameters(
     url: BrokerUrl, attempt_s: float, tls_ca: str, *, blocked_s: float | None, name: str = "towerws publisher"
 ) -> Any:
-    """Return pika's parameters for one attempt. Each step of connecting takes at most `attempt_s`. `name` is shown by the broker.
+    """Return pika's parameters for one attempt. Each step of connecting takes at most `attempt_s`. The broker shows `name`.
 
-    The connection ends when the broker has blocked it for `blocked_s` seconds, as a broker in a memory or disk alarm does.
+    A broker in a memory or disk alarm blocks connections. pika ends a connection that was blocked for `blocked_s` seconds.
     """
     tls = pika.SSLOptions(ssl.create_default_context(cafile=tls_ca or None), url.host) if url.tls else None
     return pika.ConnectionParameters(
@@ -280,7 +286,7 @@ def connection_parameters(
 
 
 def _refusal(error: Exception) -> str | None:
-    """Why trying again is no use, or None."""
+    """Return why a retry can't help, or None if it may."""
     if isinstance(error, pika_exceptions.ProbableAuthenticationError | pika_exceptions.AuthenticationError):
         return "user name or password is wrong"
     if isinstance(error, pika_exceptions.ProbableAccessDeniedError):
@@ -296,7 +302,7 @@ def _refusal(error: Exception) -> str | None:
 
 
 def _reason(error: Exception) -> str:
-    """One line of what pika wraps in several exceptions, most of which have no text."""
+    """Return the reason of a failed attempt. pika wraps it in several exceptions, most of which have no text."""
     if isinstance(error, pika_exceptions.NackError):
         return "a queue did not take the event (nack): is it at its maximum length?"
     inner = wrapped_error(error)
@@ -304,19 +310,20 @@ def _reason(error: Exception) -> str:
 
 
 def wrapped_error(error: Exception) -> object:
-    """Return the error of the socket that pika wraps in others."""
+    """Return the innermost error, which pika wraps in others."""
     inner: object = error
     while isinstance(inner, pika_exceptions.AMQPConnectionError) and len(inner.args) == 1:
         inner = inner.args[0]
     return getattr(inner, "exception", inner)  # AMQPConnectorSocketConnectError and the like carry the OSError
 
 
-# The flag is for the scheme only: with it, the range beyond ASCII also has "s" and "k", the lower case of U+017F and U+212A.
+# Only the scheme ignores case. If the whole pattern did, its range beyond ASCII would exclude the letters s and k, too, because U+017F and
+# U+212A are their capitals.
 _is_admin_url = re.compile(r"(?i:http)://[^\x00-\x20/?#@\x7f-\U0010ffff]+/?").fullmatch
 
 
 def admin_connection(url: str) -> http.client.HTTPConnection:
-    """Return a connection to the admin port at `url`, not opened yet. Raise `ValueError` for what is not `http://host:port`."""
+    """Return a connection to the admin port at `url`, not opened yet. Raises `ValueError` for any URL but `http://host:port`."""
     parts = urlsplit(url)
     if not _is_admin_url(url) or not parts.hostname:
         raise ValueError("the address of an admin port must be http://host:port, without a user or a path")
@@ -329,7 +336,7 @@ class AdminPublisher:
     """Publishes through `POST /publish` of a daemon's admin port, over one kept-alive connection."""
 
     def __init__(self, url: str, tell: Tell, *, patience_s: float | None = None) -> None:
-        """`url` is `http://host:port`. Raises `ValueError` for any other."""
+        """`url` is `http://host:port`. Raises `ValueError` for any other URL."""
         self._url = url.rstrip("/")
         self._connection = admin_connection(url)
         self._retry = Retry(tell, patience_s)
@@ -337,7 +344,7 @@ class AdminPublisher:
         self._warned: set[str] = set()
 
     def publish(self, topic: str, payload: bytes, message_id: str | None = None) -> None:
-        """Post the event. If the answer is lost, it is posted again with the same id."""
+        """Post the event. If no answer arrives, post it again with the same id."""
         headers = {"Content-Type": "application/json", "Idempotency-Key": message_id or str(uuid4())}
         body = b'{"topic":%b,"payload":%b}' % (json.dumps(topic).encode("ascii"), payload)
         self._retry.begin()
@@ -353,7 +360,7 @@ class AdminPublisher:
             except (OSError, http.client.HTTPException) as error:
                 self._connection.close()
                 if kept_alive and isinstance(error, ConnectionError):
-                    continue  # the daemon closes idle connections: try a new one
+                    continue  # the daemon closes idle connections, so try a new one at once
                 time.sleep(self._retry.lost(f"{self._url}: {getattr(error, 'strerror', None) or str(error) or repr(error)}"))
                 continue
             if response.status == 202:
@@ -369,7 +376,7 @@ class AdminPublisher:
             time.sleep(self._retry.lost(f"{self._url} answers {response.status}{text and f': {text}'}"))
 
     def _warn(self, topic: str, answer: bytes) -> None:
-        """Pass on the daemon's warning, once per topic, for the first `MAX_WARNINGS` topics."""
+        """Show the daemon's warning, once per topic, for the first `MAX_WARNINGS` topics."""
         if b'"warning"' in answer and topic not in self._warned and len(self._warned) < MAX_WARNINGS:
             self._warned.add(topic)
             with contextlib.suppress(ValueError, KeyError, TypeError):
@@ -385,7 +392,7 @@ class AdminPublisher:
 
 
 def _text_of(answer: bytes, name: str) -> str:
-    """The text with this name in the daemon's answer, empty if there is none."""
+    """Return the text with this name in the daemon's answer, empty if there is none."""
     try:
         return str(json.loads(answer)[name])
     except (ValueError, KeyError, TypeError):

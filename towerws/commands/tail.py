@@ -79,7 +79,7 @@ def _check_url(url: str) -> None:
 
 
 def _columns() -> int:
-    """Return the terminal's current width. 80 if it doesn't tell."""
+    """Return the terminal's current width, or 80 if the terminal doesn't report one."""
     return os.get_terminal_size(sys.stdout.fileno()).columns or 80
 
 
@@ -97,7 +97,7 @@ def read_token(given: str | None) -> str | None:
 
 def _run(options: TailOptions) -> int:
     """Run until the session ends. Returns the exit code."""
-    if isinstance(sys.stdout, io.TextIOWrapper):  # print a character that the terminal's encoding lacks as an escape
+    if isinstance(sys.stdout, io.TextIOWrapper):  # a character that the terminal's encoding lacks becomes an escape, and no error
         sys.stdout.reconfigure(errors="backslashreplace")
 
     def write(text: str) -> None:
@@ -114,5 +114,5 @@ def _run(options: TailOptions) -> int:
     try:
         sys.stdout.flush()
     except OSError:
-        drop_output()  # the run has ended because of it
+        drop_output()  # `write` has got the same error, and has ended the run
     return code

@@ -1,4 +1,4 @@
-"""What a command in a terminal needs: output, messages on standard error, errors about parameters, and an end on Ctrl-C."""
+"""The parts that commands share: output, messages on standard error, errors about parameters, and the end on Ctrl-C."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ STATUS_S = 0.5
 _CLEAR_LINE = "\r\x1b[K"
 
 AGAIN_S = 0.2
-"""Seconds until a signal that had no effect interrupts again."""
+"""After a signal, `KeyboardInterrupt` is raised at this interval until the block ends."""
 
 
 def print_out(text: str, *, colour: bool | None = None, unwritten: int = 1) -> None:
-    """Write a line to standard output. `output` says what happens if it can't be written."""
+    """Write a line to standard output. If that fails, end as `output` says."""
     with output(unwritten):
         click.echo(text, color=colour)
 
@@ -32,7 +32,7 @@ def print_out(text: str, *, colour: bool | None = None, unwritten: int = 1) -> N
 def output(unwritten: int = 1) -> Iterator[None]:
     """End the command with the exit code `unwritten` if the block can't write to standard output. A line on standard error says why.
 
-    A closed pipe ends it without that line: its reader has had enough.
+    If a pipe was closed, there is no such line, because its reader needs no more.
     """
     try:
         yield
@@ -44,13 +44,13 @@ def output(unwritten: int = 1) -> Iterator[None]:
 
 
 def complain(text: str) -> None:
-    """Write what is wrong to standard error. The exit code says it too, so an error of standard error is passed over."""
+    """Write an error to standard error. If that can't be written, do nothing, because the exit code reports the error, too."""
     StatusLine(sys.stderr).say(f"towerws: {text}")
 
 
 def drop_output() -> None:
-    """Drop what standard output still holds. Otherwise the interpreter reports an error when it flushes at its end."""
-    with suppress(OSError, ValueError):  # ValueError: it is no file
+    """Drop the unwritten bytes of standard output. Otherwise the interpreter reports an error when it flushes them at its end."""
+    with suppress(OSError, ValueError):  # ValueError: standard output is no file
         null = os.open(os.devnull, os.O_WRONLY)
         os.dup2(null, sys.stdout.fileno())
         os.close(null)
@@ -67,11 +67,11 @@ def bad_parameter(name: str) -> Iterator[None]:
 
 @contextmanager
 def interrupted_by(*signals: signal.Signals) -> Iterator[None]:
-    """Raise `KeyboardInterrupt` in the block when one of these signals comes, every `AGAIN_S` until the block ends.
+    """Raise `KeyboardInterrupt` in the block when one of these signals comes, and again every `AGAIN_S` until the block ends.
 
-    Python drops an exception that is raised in the finalizer of an object. Of `towerws demo` on a busy connection 2 of 100 Ctrl-C had
-    no effect: they came while the last answer's object was freed. A signal that the process ignores stays ignored. Only for the
-    main thread.
+    Once is not enough: Python drops an exception that is raised in the finalizer of an object. In `towerws demo` on a busy connection, 2 of
+    100 Ctrl-C came while the last answer's object was freed, and had no effect. A signal that the process ignores stays ignored. Use this
+    in the main thread only.
     """
 
     def interrupt(number: int, frame: FrameType | None) -> None:
@@ -89,10 +89,10 @@ def interrupted_by(*signals: signal.Signals) -> Iterator[None]:
 
 
 class Command(click.Command):
-    """A command whose help ends as `output` says if it can't be written."""
+    """A command that ends as `output` says if its help can't be written."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        """Parse the arguments. The option for the help prints it meanwhile."""
+        """Parse the arguments. The option `--help` prints the help in this call."""
         with output():
             return super().parse_args(ctx, args)
 
@@ -101,7 +101,7 @@ class StatusLine:
     """Writes notices, with a status line below them on a terminal. A pipe or a log gets the notices only."""
 
     def __init__(self, stream: TextIO | None) -> None:
-        """Without a stream (`2>&-`) it writes nothing."""
+        """Write to `stream`. None, as with `2>&-`: write nothing."""
         self._stream = stream
         self._live = stream is not None and stream.isatty()
         self._next_s = 0.0
@@ -113,7 +113,7 @@ class StatusLine:
         self._write(f"{text}\n")
 
     def show(self, text: str) -> None:
-        """Show the status, if the last update is `STATUS_S` old."""
+        """Replace the status line, if its last update is at least `STATUS_S` old. Does nothing if the stream is no terminal."""
         if self._live and time.monotonic() >= self._next_s:
             self._next_s = time.monotonic() + STATUS_S
             self._shown = True
@@ -133,4 +133,4 @@ class StatusLine:
             self._stream.write(text)
             self._stream.flush()
         except OSError:
-            return  # no one reads the notices any more, or the disk is full, and the work goes on
+            return  # the reader has closed the pipe, or the disk is full. The command goes on without notices
