@@ -1,1 +1,1 @@
-"""Made-up AWX events for `towerws demo`: pure, with no part in the daemon."""
+"""Made-up AWX events for `towerws demo`. Pure functions, which the daemon does not use."""

@@ -1,6 +1,6 @@
 """An endless sequence of AWX-like events of several jobs at once. The same seed gives the same sequence.
 
-There is no clock and no I/O in it. The events follow AWX's rules (docs/awx-contract.md, section 2), in the shapes of AWX 9.1.1
+The sequence uses no clock and no I/O. The events follow AWX's rules (docs/awx-contract.md, section 2), in the shapes of AWX 9.1.1
 and later:
 
 - A job's status is pending, waiting, running, and then a final one.
@@ -25,7 +25,7 @@ CONCURRENT = 4
 """Jobs and workflows that run at any time."""
 
 MAX_PAUSE = 4.0
-"""The longest pause, in mean pauses: an exponential distribution is unbounded."""
+"""The longest pause between two events, as a multiple of the mean pause. Without it an exponential distribution is unbounded."""
 
 _Payload = dict[str, object]
 _Step = tuple[str, _Payload]
@@ -46,7 +46,10 @@ def _silent(rng: Random) -> Iterator[Output]:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Kind:
-    """A kind of unified job: its `type` (None for system jobs), what it prints, and the group of its output events."""
+    """A kind of unified job: its `type` (None for system jobs), its output, and the group of its output events.
+
+    `fields` are those that only this kind's status messages have. `waits`: whether a job of this kind has the status `waiting`.
+    """
 
     type: str | None
     template_id: int | None
@@ -98,7 +101,7 @@ _APPROVAL = _Kind(type="workflow_approval", template_id=15)
 
 
 def events(seed: int, now: datetime, rate: float = 10.0) -> Iterator[DemoEvent]:
-    """Yield events for ever, `rate` a second on average, dated from `now` (UTC) on. `ValueError` if `rate` isn't above 0."""
+    """Yield events for ever, on average `rate` per second. The first is dated `now` (UTC). Raises `ValueError` if `rate` isn't above 0."""
     if not 0 < rate < float("inf"):
         raise ValueError(f"rate {rate}: must be a number of events per second above 0")
     return _events(Random(seed), now, rate)  # noqa: S311 - it has to be repeatable
@@ -122,7 +125,7 @@ def _events(rng: Random, now: datetime, rate: float) -> Iterator[DemoEvent]:
 
 
 class _Awx:
-    """Makes the messages of jobs. All jobs share the random numbers, the date and the ids that AWX's database would assign."""
+    """Makes the messages of jobs. All jobs share the random numbers, the date, and the counters of ids, as in AWX's database."""
 
     def __init__(self, rng: Random, now: datetime) -> None:
         self.rng = rng
@@ -131,7 +134,7 @@ class _Awx:
         self._event_id = self._job_id * 1_000
 
     def start(self) -> Iterator[_Step]:
-        """Start a job, a workflow, or one of the rarer changes. Its steps are routing keys and payloads."""
+        """Return the messages of a new job, a new workflow or a rarer change: pairs of a routing key and a payload."""
         chance = self.rng.random()
         if chance < 0.5:
             return self._job(_JOB)
@@ -180,7 +183,7 @@ class _Awx:
 
     def _output(self, job_id: int, kind: _Kind) -> Iterator[_Payload]:
         line = 0
-        latest: dict[str, str] = {}  # event -> uuid of the newest one: parents of later events
+        latest: dict[str, str] = {}  # the uuid of the newest event of each type, as the parent of later events
         for counter, output in enumerate(kind.outputs(self.rng), 1):
             self._event_id += 1
             uuid = str(UUID(int=self.rng.getrandbits(128), version=4))
@@ -245,6 +248,7 @@ class _Awx:
             yield "inventories.status_changed", {"group_name": "inventories", "inventory_id": inventory_id, "status": status}
 
 
+# The type of the parent event, by the type of the event. All other events have the newest task as their parent.
 _PARENTS = {
     "playbook_on_start": "",
     "deprecated": "",
@@ -256,5 +260,5 @@ _PARENTS = {
 
 
 def count_lines(stdout: str) -> int:
-    """Count the lines of a piece of output as AWX does: a last line without a line end counts."""
+    """Count the lines of a piece of output as AWX does: a last line without a newline counts."""
     return stdout.count("\n") + (stdout != "" and not stdout.endswith("\n"))

@@ -26,7 +26,7 @@ _MESSAGES = ("service answers in 42 ms", "3 files copied", "nothing to do", "日
 
 @dataclass(frozen=True, slots=True)
 class Output:
-    """One output event as a job makes it, without what AWX adds: ids, counters, line numbers, dates."""
+    """One output event of a job, without the fields that AWX adds: ids, counters, line numbers, dates."""
 
     event: str
     stdout: str = ""

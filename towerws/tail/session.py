@@ -1,12 +1,13 @@
 """One run of `towerws tail`: what it subscribes to, and what it prints of the items and states that `towerws.client` gives.
 
-state | open              | waiting, before any welcome | waiting, later    | closed by the client
-new   | -                 | end: no daemon              | -                 | end: refused, or stopped
-open  | "connected again" | -                           | "connection lost" | end: refused, or stopped
+state of the client | before the first welcome | after it
+open                | nothing                  | "connected again", after a lost connection
+waiting             | end: no daemon           | "connection lost"
+closed              | end: refused, or stopped | end: refused, or stopped
 
-It subscribes to the topics of the command line, and to the output of running jobs. A job's output is followed from the job's first status
-until its last output event. AWX's summary has the number of output events, but it may overtake some of them (docs/awx-contract.md,
-section 2.3). So both the summary and the counters are watched.
+A run subscribes to the topics of the command line, and to the output of running jobs. It follows a job's output from the job's first status
+until its last output event. AWX's summary has the number of output events, but the summary may overtake some of them (docs/awx-contract.md,
+section 2.3). So a job is complete when its summary has arrived, and either its final status or the last output event.
 """
 
 from __future__ import annotations
@@ -27,9 +28,10 @@ from towerws.tail.text import OUTPUT_GROUPS, Printer, json_line, shown
 
 DEFAULT_TOPICS = ("jobs.status_changed", "jobs.summary", "schedules.changed", "inventories.status_changed")
 FOLLOWING_NEEDS = ("jobs.status_changed", "jobs.summary")
+"""The topics by which a run knows that jobs start and end."""
 
 MAX_FOLLOWED = 200
-"""Jobs followed at once. One more drops the oldest: a connection may have 1,000 topics."""
+"""Most jobs that are followed at once. A further one replaces the oldest. A connection may have 1,000 topics."""
 
 _RUNNING = frozenset({"pending", "waiting", "running"})
 _ENDED = frozenset({"successful", "failed", "error", "canceled"})
@@ -60,7 +62,7 @@ class Following:
         return (*self._given, *(topic for topic in self._jobs if topic not in self._given))
 
     def saw(self, topic: str, payload: object) -> None:
-        """Follow or drop a job by an event that arrived. Accepts a payload of any shape."""
+        """Follow or drop a job, because of an event that arrived. Accepts a payload of any shape."""
         if not self._follow or not isinstance(payload, dict):
             return
         if topic == "jobs.status_changed":
@@ -101,7 +103,10 @@ CLEAN, FAILED, REFUSED = 0, 1, 3
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TailOptions:
-    """What the command line asks for. `token` goes into the `Authorization` header. `columns` returns the terminal's width."""
+    """The options of the command line. `token` goes into the `Authorization` header. `columns` returns the terminal's width.
+
+    `follow`: whether to follow the output of jobs. `raw`: whether to print frames as JSON.
+    """
 
     url: str
     topics: tuple[str, ...]
@@ -134,7 +139,7 @@ class Tail:
         self._code: asyncio.Future[int] | None = None
 
     async def run(self) -> int:
-        """Print events until the run ends. Returns the exit code. The connection is closed then, within a second."""
+        """Print events until the run ends. Close the connection, and return the exit code."""
         self._code = asyncio.get_running_loop().create_future()
         self._client = connect(
             self._options.url,
@@ -151,7 +156,7 @@ class Tail:
             await self._client.wait_closed()
 
     def stop(self) -> None:
-        """End the run."""
+        """End the run with the exit code 0."""
         self._end(CLEAN)
 
     def _end(self, code: int, text: str = "") -> None:
@@ -180,7 +185,10 @@ class Tail:
             elif reason.code == "handshake":
                 self._no_daemon(said, reason.status)
             else:
-                self._end(FAILED, f"towerws: the daemon ended the connection for ever: {shown(reason.said) or said}. Its log says more.")
+                self._end(
+                    FAILED,
+                    f"towerws: the daemon ended the connection, and accepts no new one: {shown(reason.said) or said}. Its log says more.",
+                )
         elif not self._was_welcomed:
             self._no_daemon(said, reason.status)
         elif not self._lost:
@@ -196,7 +204,7 @@ class Tail:
 
     def _failed(self, error: ClientError) -> None:
         if self._ended or error.code in {"handshake", "token", "protocol", "authenticate", "stop"}:
-            return  # `_changed` has it
+            return  # `_changed` reports these errors
         if error.code == "frame":
             self._say(shown(str(error)))
         else:
@@ -267,9 +275,10 @@ class Tail:
         self._follow_jobs(event.position)
 
     def _follow_jobs(self, position: str | None) -> None:
-        """Subscribe to the output of jobs that started, and leave that of jobs that ended.
+        """Subscribe to the output of jobs that have started, and end the subscriptions to jobs that have ended.
 
-        A job's first lines may come before the daemon has asked AWX about the job. So they are replayed from the event that named it.
+        The first lines of a job may arrive before the daemon has asked AWX whether this user may see the job. So the subscription begins at
+        `position`, which is that of the event that named the job.
         """
         wanted = dict.fromkeys(self._following.topics[len(self._given) :])
         for topic in self._jobs.keys() - wanted.keys():

@@ -18,18 +18,19 @@ OUTPUT_GROUPS: dict[object, str] = {
     "workflow_job": "workflow_events",
     None: "system_job_events",
 }
-"""From the `type` in a status message to the group of the job's output. System jobs have no type. Approvals have no output."""
+"""The group of a job's output, by the `type` in the job's status message. System jobs have no type. Approvals have no output."""
 
 TOPIC_COLUMNS = 30
-"""The first width of the topics' column: `inventory_update_events.123456`. A longer topic widens it for all later lines."""
+"""The first width of the topics' column: `inventory_update_events.123456` fits. A longer topic widens it for all later lines."""
 
 MAX_TOPIC_COLUMNS = 60
-"""The largest width of that column. On a terminal, half of the line is left to the text."""
+"""The largest width of the topics' column. On a terminal, the topics take at most half of the line."""
 
 CLOCK_COLUMNS = 9
+"""Width of the time and the space after it."""
 
 MAX_COLOURS = 256
-"""Characters of colours that a line takes over from the lines before it. A text that never resets them would be quadratic."""
+"""Most characters of colour codes that a line repeats from earlier lines. A text that never resets its colours would be quadratic."""
 
 _colour = re.compile(r"(\x1b\[[0-9;]{0,64}m)")
 # C0 except TAB, DEL, C1. Marks that change the direction of text or break a line. Lone surrogates, which can't be encoded.
@@ -58,8 +59,8 @@ def shown(text: str) -> str:
 
 
 def json_line(text: str) -> str:
-    """Return JSON text on one line, with JSON's escape for every character that a terminal might obey. It means the same."""
-    # A producer may have put newlines between tokens. Strings in JSON have none.
+    """Return equivalent JSON text on one line, with JSON's escape for every character that a terminal might obey."""
+    # A producer may have put newlines between tokens. Strings in JSON contain no newlines.
     return _unsafe.sub(lambda match: f"\\u{ord(match[0]):04x}", text.replace("\r", " ").replace("\n", " "))
 
 
@@ -89,7 +90,7 @@ class Printer:
         self._width = TOPIC_COLUMNS
 
     def lines(self, clock: str, topic: str, payload: object) -> list[str]:
-        """Return the lines of an event that came at `clock` (HH:MM:SS)."""
+        """Return the lines of an event that arrived at `clock` (HH:MM:SS)."""
         head = f"{self._paint(_DIM, clock)} {self._paint(_DIM, self._column(shown(topic)))} "
         return [head + self._shorten_banner(line) for line in self._body(topic, payload)]
 
@@ -101,7 +102,7 @@ class Printer:
         return text[: max(banner.end("title"), room)]
 
     def _column(self, topic: str) -> str:
-        """Pad the topic to the column's width. On a terminal, a topic that is too long loses its middle. A pipe gets all of it."""
+        """Pad the topic to the column's width. On a terminal, a topic that is too long loses its middle. In a pipe it stays whole."""
         most = MAX_TOPIC_COLUMNS
         if self._columns is not None:
             most = max(12, min(most, self._columns() // 2 - CLOCK_COLUMNS))
