@@ -1,17 +1,17 @@
-// One connection for all tabs of an origin. Each tab runs the client of towerws.js over a tunnel to a SharedWorker, which runs this file
-// too and has the only real connection. README.md describes it, shared.d.ts has its types.
+// One connection for all tabs of an origin. Each tab runs the client of towerws.js over a tunnel to a SharedWorker. The worker also runs this
+// file, and has the only real connection. README.md describes this client, shared.d.ts has its types.
 import { connect as connectAlone, TowerwsError } from "./towerws.js";
 
 export { TowerwsError };
 
-const HELLO_MS = 5000; // How long a worker may take to say something.
-const TRIES = 3; // A worker that fails so often in a row is not used.
-const BEAT_MS = 30_000;
-const GONE_MS = 150_000; // A tab that answers no beat for this long is gone, or frozen.
-const WINDOW = 4 << 20; // Characters that may wait for a tab.
-const ACK = 1 << 16;
-const ASK_MS = 8000; // Then another tab is asked for a token.
-const SEEN = 100_000; // Positions that are kept while a tab resumes.
+const HELLO_MS = 5000; // How long a worker may take to send its first message.
+const TRIES = 3; // After so many failed attempts in a row, a tab uses no worker any more.
+const BEAT_MS = 30_000; // Interval of the worker's messages to which a tab must answer.
+const GONE_MS = 150_000; // A tab that has answered no beat for this long is closed or frozen.
+const WINDOW = 4 << 20; // Most characters that wait for a tab.
+const ACK = 1 << 16; // A tab acknowledges events after so many characters.
+const ASK_MS = 8000; // How long a tab may take to give a token. Then the worker asks another tab.
+const SEEN = 100_000; // Most positions that are kept while a tab resumes.
 
 // ---- in the tab
 
@@ -19,9 +19,9 @@ const SEEN = 100_000; // Positions that are kept while a tab resumes.
 export function connect(url, options = {}) {
   const { worker = import.meta.url, name = "", ...rest } = options;
   if (rest.WebSocket || !globalThis.SharedWorker) return connectAlone(url, rest);
-  let broken = false; // There is no worker: this tab has a connection of its own.
-  let silent = 0; // attempts without a word of the worker
-  let number = 0; // Chromium keeps the name of a worker that died, so the next one gets another. All tabs count alike.
+  let broken = false; // Whether no worker can be used, so that this tab has a connection of its own.
+  let silent = 0; // attempts in a row without a message of the worker
+  let number = 0; // Part of the worker's name. Chromium keeps the name of a worker that died, so the next one gets another name in all tabs.
   let shown = { state: "connecting", user: null };
 
   const show = (change) => {
@@ -52,7 +52,7 @@ export function connect(url, options = {}) {
     const without = () => {
       number++;
       broken = ++silent === TRIES;
-      socket.onopen?.(); // As a connection that is lost: the client need not ask the daemon why.
+      socket.onopen?.(); // The client then takes the end for a lost connection, and does not ask the daemon why a handshake failed.
       end({ code: 1006, reason: "no shared worker" });
     };
     const leave = () => post({ close: true });
@@ -141,7 +141,7 @@ function serve(scope) {
     live = mine;
   }
 
-  // Functions can't be sent to a worker: a tab is asked for a token. The newest tab is the likeliest to answer.
+  // A function can't be sent to a worker, so the worker asks the tabs for a token, the newest tab first: it answers most probably.
   async function askForToken() {
     for (const session of [...sessions].reverse()) {
       const answer = await session.ask();
@@ -194,8 +194,8 @@ function serve(scope) {
     const current = new Set(); // the topics of this tab
     const waiting = new Map(); // number of a question -> its answer's callback
     let pending = null; // the request that waits for its answer
-    let resumed = null; // a connection of its own, that replays what the tab missed
-    let seen = new Set(), seenOf = new Set(); // what that connection delivered already
+    let resumed = null; // a separate connection, which replays the events that the tab missed
+    let seen = new Set(), seenOf = new Set(); // the positions of the events that `resumed` has delivered, and the topics that it had
     let opened = false, over = false, unread = 0, heard = Date.now();
     const post = (message) => { if (!over) port.postMessage(message); };
     const text = (data) => {
@@ -234,7 +234,7 @@ function serve(scope) {
         }
         if (seen.size && seenOf.has(item.topic)) {
           if (seen.has(item.position)) return;
-          seen = new Set(); // It is newer than all of them.
+          seen = new Set(); // This event is newer than all of them.
         }
         text(encodedItem);
       },
@@ -255,7 +255,7 @@ function serve(scope) {
         if (!granted.every((topic) => topics.get(topic)?.held && (!resumed || resumed.told.has(topic)))) return;
         const recovered = since === undefined ? null : !!resumed?.recovered && granted.every((topic) => !resumed.denied.has(topic));
         pending = null;
-        // From here on the shared connection has every event of all topics. What came before is a part of them only.
+        // From now on the shared connection gets every event of all topics. Before this, it did not get all of them.
         if (resumed) Object.assign(resumed, { buffer: [], bytes: 0 });
         frame({ type: "subscribed", id, groups_current: [...current], groups_joined: granted, groups_left: [], denied, position: recovered ? since : position(), recovered });
         if (since !== undefined && !recovered) merge();
@@ -263,12 +263,12 @@ function serve(scope) {
       },
     };
 
-    // A tab that comes back with a position gets a connection of its own, which resumes there. What the shared one delivers meanwhile
-    // waits. Both deliver in the order of the log, so the first event that both have is the place where the shared one takes over.
+    // A tab that reconnects with a position gets a separate connection, which resumes there. The events of the shared connection wait
+    // meanwhile. Both connections deliver in the order of the log. So at the first event that both have, the shared one takes over.
     function resume(since, names) {
       const mine = resumed = { buffer: [], bytes: 0, told: new Set(), denied: new Set(), recovered: true, answered: undefined, client: undefined, add: undefined };
       const answer = new Promise((done) => { mine.answered = done; });
-      // What it delivers comes behind the answer.
+      // The tab gets the events of this connection after the answer to its request.
       const then = (call) => (item) => {
         const now = () => { if (mine === resumed) call(item); };
         return pending?.since === undefined ? now() : answer.then(now);

@@ -3,10 +3,10 @@ const DEFAULTS = {
   token: undefined, xrftoken: undefined, store: undefined, onstate: undefined, onerror: undefined, WebSocket: undefined,
   retryMinMs: 500, retryMaxMs: 20_000, connectMs: 20_000, answerMs: 30_000, pingMs: 20_000, pongMs: 10_000, saveMs: 250, queueBytes: 4 << 20,
 };
-const STABLE_MS = 2000; // A connection that lasted this long starts the backoff again.
-const MAX_TIMER_MS = 2e9; // A longer timer than 2 ** 31 ms would fire at once.
-const MAX_REQUEST = 65_536; // The daemon closes a connection that sends more.
-const ITEM_BYTES = 200; // What an item costs besides its text.
+const STABLE_MS = 2000; // After a connection that lasted this long, the backoff begins at its shortest time again.
+const MAX_TIMER_MS = 2e9; // A timer of 2 ** 31 ms or more would fire at once.
+const MAX_REQUEST = 65_536; // The daemon closes a connection that sends a longer message.
+const ITEM_BYTES = 200; // What an item counts for in its queue, in addition to the characters of its frame.
 
 export class TowerwsError extends Error {
   constructor(code, message, more) {
@@ -25,13 +25,15 @@ export function connect(url, options = {}) {
   if (!Socket) throw new TypeError("there is no WebSocket here: pass one as the option WebSocket, or use Node 22+");
   const address = resolved(url);
 
-  const topics = new Map(); // Wanted topic -> { subs, resume: it counts from `position`, denied: why it was left out, ask: ask again }
+  // Topic with a subscriber -> { subs, resume: whether it resumes at `position`, denied: the daemon's reason not to send it, ask: whether to
+  // ask for it again }
+  const topics = new Map();
   const subs = new Set();
   const timers = {};
   let state = "connecting", user = null, position = null, saved = null, unsaved = null, saving = false, last, stopped, unsure = false;
   let socket, opened, welcomedAt; // of the current connection
-  let run = 0; // Changes with each connection: an older one's callbacks do nothing.
-  let held = new Set(); // What the daemon sends on this connection.
+  let run = 0; // The number of the connection. Callbacks of an older connection do nothing.
+  let held = new Set(); // The topics that the daemon sends on this connection.
   let asked = null; // The request that waits for its answer.
   let heard, badTokens, sentToken, token, endsAt; // of the current connection
   let refused, refusals = 0, tries = 0, failures = 0, ids = 0, settling, spread, welcomed = false;
@@ -92,18 +94,18 @@ export function connect(url, options = {}) {
       made.onclose = null;
       arm("error");
       if (opened) return again(new TowerwsError("lost", `connection lost (${code}${reason && ` ${reason}`})`));
-      // A browser hides the status of a refused handshake: ask for it.
+      // A browser hides the status of a refused handshake. A request to the same URL gets the same status.
       let status = 0, why;
       try {
         const answer = await fetch(address.replace(/^ws/, "http"), { credentials: "include", cache: "no-store", redirect: "manual", signal: AbortSignal.timeout(opt.connectMs) });
         status = answer.status;
-        if (status > 399) why = /^[^<]{1,300}/.exec(await answer.text())?.[0].trim(); // The daemon's text, not a proxy's page.
+        if (status > 399) why = /^[^<]{1,300}/.exec(await answer.text())?.[0].trim(); // The daemon's text, but no HTML page of a proxy.
         else answer.body?.cancel();
-      } catch { /* No answer, or one of another origin. */ }
+      } catch { /* There is no answer, or it is of another origin and can't be read. */ }
       if (!current()) return;
       refusals = status === 426 ? refusals + 1 : 0;
       const error = new TowerwsError("handshake", `no connection (HTTP status ${status || "unknown"}${why ? `: ${why}` : ""})`, { status });
-      // A URL that has worked is not wrong: a proxy may answer so while the daemon restarts.
+      // A URL that has worked before is right: a proxy may answer 404 while the daemon restarts.
       const wrong = status >= 200 && status < 500 && ![408, 425, 426, 429].includes(status);
       if (wrong && (!welcomed || status === 401 || status === 403)) stop(error);
       else again(error, undefined, refusals === 3);
@@ -118,7 +120,7 @@ export function connect(url, options = {}) {
     if (!socket) return;
     socket.onopen = socket.onmessage = socket.onclose = null;
     socket.onerror = () => {}; // For the package ws an error without a handler is fatal.
-    try { socket.close(); } catch { /* It is closed. */ }
+    try { socket.close(); } catch { /* The socket is already closed. */ }
     socket = undefined;
   }
 
@@ -137,7 +139,7 @@ export function connect(url, options = {}) {
     if (state === "closed") return;
     drop();
     arm("save");
-    last = handled(); // The subscriptions end next, with what their handlers have not finished.
+    last = handled(); // Take it before the subscriptions end, since that removes the items that are not handled.
     save();
     listen("removeEventListener");
     change("closed", { reason: (stopped = reason) });
@@ -150,7 +152,7 @@ export function connect(url, options = {}) {
     globalThis[how]?.("pagehide", save);
     globalThis.document?.[how]("visibilitychange", nudge);
   };
-  // The network or the page came back: is the connection alive? Don't wait for the backoff, but for a time that the daemon chose.
+  // The network or the page came back: check the connection. If there is none, don't wait for the backoff. A time that the daemon named stays.
   function nudge() {
     if (globalThis.document?.visibilityState === "hidden") return;
     if (state === "open") ping();
@@ -164,7 +166,7 @@ export function connect(url, options = {}) {
     });
   }
   function ping() {
-    if (asked || timers.pong) return; // The answer may wait, and the pong behind it. It has its own deadline.
+    if (asked || timers.pong) return; // A request or a ping waits for its answer, and has its own deadline. A pong would come after it.
     send({ ping: 1 });
     arm("pong", opt.pongMs, () => again(new TowerwsError("dead", `no answer to a ping within ${opt.pongMs} ms`)));
   }
@@ -178,7 +180,7 @@ export function connect(url, options = {}) {
     return { text, leftMs: found?.expiresAt ? found.expiresAt - Date.now() : leftMs(text) };
   }
 
-  // `sentToken` counts from now on.
+  // The daemon accepted `sentToken`. Schedule its renewal.
   function accepted() {
     token = sentToken;
     refused = undefined;
@@ -205,7 +207,7 @@ export function connect(url, options = {}) {
   function tokenFailed({ code, message }) {
     const error = new TowerwsError(code, `the token: ${message}`);
     if (state === "open") {
-      if (code !== "unavailable") badTokens++; // Then it was not judged.
+      if (code !== "unavailable") badTokens++; // With `unavailable`, the daemon could not check the token.
       report(error);
       return token && refreshLater();
     }
@@ -232,7 +234,7 @@ export function connect(url, options = {}) {
       case "welcome":
         user = frame.user;
         if (!welcomed && position !== null) {
-          // The store's position: the page before this one knew the topics.
+          // The position is from the store, so an earlier page had these topics.
           topics.forEach((entry) => { entry.resume = true; });
           subs.forEach((sub) => { sub.told = sub.topics; });
         }
@@ -262,9 +264,9 @@ export function connect(url, options = {}) {
         for (const { topic, reason } of frame.denied) deny(topic, reason);
         doubt();
         position = frame.position ?? position;
-        if (!asked) for (const sub of [...subs]) tell(sub); // The answer to an open request tells all.
+        if (!asked) for (const sub of [...subs]) tell(sub); // Otherwise `answered` does this.
         break;
-      case "pong": // On a quiet topic the old position would leave history.
+      case "pong": // Without its position, that of a client with quiet topics would soon be too old for the daemon's history.
         position = frame.position ?? position;
         break;
       case "renewed":
@@ -295,7 +297,7 @@ export function connect(url, options = {}) {
     const fresh = [...topics.keys()].filter((topic) => !held.has(topic) && (topics.get(topic).ask || !topics.get(topic).denied));
     if (!fresh.length && [...held].every((topic) => topics.has(topic))) return;
     const resumed = fresh.filter((topic) => topics.get(topic).resume);
-    const joined = new Set(resumed.length ? resumed : fresh); // The rest follows: it counts from now.
+    const joined = new Set(resumed.length ? resumed : fresh); // The next request adds the other topics, without `since`.
     const groups = Object.create(null);
     for (const topic of [...held, ...joined]) {
       if (!topics.has(topic)) continue;
@@ -337,11 +339,11 @@ export function connect(url, options = {}) {
   function deny(topic, reason) {
     const entry = topics.get(topic);
     if (!entry) return;
-    Object.assign(entry, { denied: reason, ask: false, resume: false }); // Its place in the log is lost: the others go on. Later it is told `stale`.
+    Object.assign(entry, { denied: reason, ask: false, resume: false }); // The other topics go on, so its place in the log is lost. It will be `stale`.
     if (reason === "unavailable") arm("ask", 2000 + 4000 * Math.random(), () => { forgive(reason); request(); });
   }
   const doubt = () => { unsure = [...topics.values()].some(({ denied }) => denied === "unavailable"); };
-  // What is held now can be resumed. What was left meanwhile can't: its events were not sent.
+  // A topic that is held now can be resumed. One that was left meanwhile can't, because the daemon did not send its events.
   const mark = () => {
     topics.forEach((entry, topic) => {
       entry.resume = held.has(topic);
@@ -353,7 +355,7 @@ export function connect(url, options = {}) {
 
   // ---- subscribers
 
-  // Tell a subscriber what the newest answer means for its topics.
+  // Give a subscriber the items that say what the newest answer means for its topics.
   function tell(sub, joined, recovered, before = position) {
     const news = { subscribed: [], recovered: [], stale: [] };
     for (const topic of sub.topics) {
@@ -387,7 +389,7 @@ export function connect(url, options = {}) {
     const { queue } = sub;
     const size = text + ITEM_BYTES;
     if (sub.bytes + size > opt.queueBytes && queue.length > +sub.busy) {
-      // Too slow. What waits becomes one gap. The newest list of denied topics stays.
+      // The handler is too slow. One gap replaces all items that wait, except the newest `denied`.
       const lost = queue.splice(+sub.busy);
       const denied = lost.findLast(({ item }) => item.type === "denied");
       const gone = new Set(lost.flatMap(({ item }) => (item.type === "denied" ? [] : item.topics ?? item.topic)));
@@ -413,7 +415,7 @@ export function connect(url, options = {}) {
     }
     function done() {
       sub.busy = false;
-      sub.bytes -= sub.queue.shift()?.size ?? 0; // None if it was closed meanwhile.
+      sub.bytes -= sub.queue.shift()?.size ?? 0; // The queue is empty if the subscription has been closed meanwhile.
     }
     function wake() {
       if (!handler) return more?.();
@@ -453,7 +455,7 @@ export function connect(url, options = {}) {
           }
           sub.busy = true;
           yield sub.queue[0].item;
-          done(); // It is handled when the next one is asked for.
+          done(); // An item counts as handled when the next one is asked for.
           keep();
         }
       } finally { end(); }
@@ -470,8 +472,8 @@ export function connect(url, options = {}) {
 
   // ---- the store
 
-  // The position to resume from after a reload: before the oldest item that a handler has not finished. It stays while a topic can't be
-  // checked: the next page would take it for that topic's position, too.
+  // The position at which the page resumes after a reload: before the oldest item that a handler has not finished. It does not change while the
+  // daemon can't check a topic, because the next page would use it for that topic, too.
   function handled() {
     if (state === "closed") return last;
     if (unsure) return saved;
@@ -490,7 +492,7 @@ export function connect(url, options = {}) {
       unsaved = null;
     } catch (error) {
       if (!unsaved) failed("store", error);
-      unsaved = now; // It is tried again at the end only, or once there is a newer one.
+      unsaved = now; // This position is tried again at the end only. A newer one is stored as usual.
     }
     saving = false;
     keep();
@@ -531,20 +533,21 @@ function topicsOf(groups) {
   return found;
 }
 
-// A frame. A payload with NaN or Infinity is no JSON: they become null, and `text` has the original.
+// Read a frame. A payload with NaN or Infinity is no JSON. They become null in `payload`, and `text` has the original.
 function read(data) {
   let frame;
   try { frame = JSON.parse(data); } catch {
     const at = data.indexOf(',"payload":');
     frame = JSON.parse(`${data.slice(0, at)}}`);
     frame.text = data.slice(at + 11, -1);
-    try { frame.payload = JSON.parse(frame.text.replace(/"[^"\\]*(?:\\.[^"\\]*)*"|-?Infinity|NaN/g, (word) => (word[0] === '"' ? word : "null"))); } catch { /* It stays undefined. */ }
+    try { frame.payload = JSON.parse(frame.text.replace(/"[^"\\]*(?:\\.[^"\\]*)*"|-?Infinity|NaN/g, (word) => (word[0] === '"' ? word : "null"))); } catch { /* `payload` stays undefined. */ }
   }
   frame.size = data.length;
   return frame;
 }
 
-// How long a JSON Web Token lasts, in ms; NaN if it does not say. This clock may be wrong, so its lifetime counts as well.
+// For how many ms a JSON Web Token is still valid, NaN if it does not say. This machine's clock may be wrong. It is if the token seems to have
+// ended, or to be valid for longer than from `iat` to `exp`. Then that lifetime is returned.
 function leftMs(token) {
   try {
     const { exp, iat } = JSON.parse(atob(token.split(".")[1].replace(/-/g, "+").replace(/_/g, "/")));

@@ -10,27 +10,27 @@ export interface TowerwsEvent<Payload = any> {
   group: string;
   /** `42`, always as text */
   event: string;
-  /** What the producer sent. `NaN` and infinities in it are `null`. `undefined` if it can't be read as JSON even so. */
+  /** The producer's payload. `NaN` and infinities in it are `null`. The whole payload is `undefined` if it can't be read as JSON even so. */
   payload: Payload;
-  /** The event's place in the log. `null` while the server has no useful one. */
+  /** The event's place in the log. `null` while the server has no useful position. */
   position: string | null;
   /** The payload as text, only if it is not plain JSON (`NaN`). */
   text?: string;
 }
 
-/** From here on every event of these topics comes. `subscribed` is the first notice for a topic, `recovered` and `stale` follow a reconnect. */
+/** The subscription gets every event of these topics after this item. A topic's first one is `subscribed`. `recovered` and `stale` follow a reconnect. */
 export interface Subscribed {
   /**
-   * - `subscribed`: the topics count from now. Fetch their state.
-   * - `recovered`: every event since `position` follows. After a reconnect nothing was missed.
-   * - `stale`: events were missed. Fetch the state.
+   * - `subscribed`: the topics are new. Fetch their state.
+   * - `recovered`: all events since the connection was lost follow. Nothing is missing.
+   * - `stale`: some events are missing. Fetch the state.
    */
   type: "subscribed" | "recovered" | "stale";
   topics: string[];
   position: string | null;
 }
 
-/** Some events of these topics are missing here. Fetch their state. */
+/** Some events of these topics are missing at this point. Fetch their state. */
 export interface Gap {
   type: "gap";
   topics: string[];
@@ -40,11 +40,11 @@ export interface Gap {
   reason: "history" | "broker" | "slow" | (string & {});
 }
 
-/** All topics of the subscription that the server does not send now. Told when the list changes. */
+/** All topics of the subscription that the server does not send now. The subscription gets this item when the list changes and is not empty. */
 export interface Denied {
   type: "denied";
   topics: string[];
-  /** `unavailable` is asked for again by the client. So are all others after a reconnect and with a new token. */
+  /** The client asks again: after some seconds if the reason is `unavailable`, otherwise after a reconnect and with a new token. */
   denied: Array<{ topic: string; reason: string }>;
 }
 
@@ -65,17 +65,17 @@ export interface Handlers<Payload = any> {
 
 export interface Subscription<Payload = any> extends AsyncIterable<Item<Payload>> {
   readonly topics: string[];
-  /** Leave. Other subscriptions go on, with the same topics too. */
+  /** End the subscription. Other subscriptions go on, also those with the same topics. */
   close(): void;
 }
 
-/** What went wrong. README.md lists the codes. */
+/** An error of the client. README.md lists the codes. */
 export class TowerwsError extends Error {
   constructor(code: string, message: string, more?: object);
   code: string;
   /** `handshake`: the HTTP status, 0 if it can't be found. */
   status?: number;
-  /** `handler`, `gap`, `stale`, `denied`: the item that was being handled. */
+  /** `handler`, `gap`, `stale`, `denied`: the item whose handler failed or is missing. */
   item?: Item;
 }
 
@@ -85,13 +85,13 @@ export interface StateChange {
   state: State;
   /** The user whom the server recognised, `null` for an anonymous one. */
   user: number | string | null;
-  /** `waiting`, `closed`: why. A client that was closed by `close()` has none. */
+  /** Why the state is `waiting` or `closed`. `undefined` after a call of `close()`. */
   reason?: TowerwsError;
-  /** `waiting`: milliseconds until the next attempt. */
+  /** Milliseconds until the next attempt, if the state is `waiting`. */
   retryMs?: number;
 }
 
-/** Keeps the position, so that a reload of the page resumes. */
+/** Keeps the position, so that the page resumes there after a reload. */
 export interface Store {
   get(): string | null | undefined | Promise<string | null | undefined>;
   set(position: string): unknown;
@@ -120,7 +120,7 @@ export interface Options {
   queueBytes?: number;
 }
 
-/** A token, and the time at which it ends (milliseconds since 1970). The client reads that from a JSON Web Token itself. */
+/** A token, and when it ends (milliseconds since 1970). For a JSON Web Token the client reads the end from the token. */
 export type Token = string | null | undefined | { token: string; expiresAt?: number };
 
 export interface Client {
@@ -130,7 +130,7 @@ export interface Client {
   close(): void;
   readonly state: State;
   readonly user: number | string | null;
-  /** The newest place in the log that was received. */
+  /** The newest position that the server has sent. */
   readonly position: string | null;
 }
 
