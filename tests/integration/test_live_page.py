@@ -443,7 +443,7 @@ def test_awx_session(chromium: Chromium, served: Callable[..., Daemon], tower: t
     screen.page.run("document.cookie = 'sessionid=ended'")
     screen.page.go(screen.url)
     screen.until_shown("notices", "sign in to AWX in this browser")
-    screen.until_shown("state", "not let in")
+    screen.until_shown("state", "refused")
 
 
 def test_resumes(chromium: Chromium, served: Callable[..., Daemon]) -> None:

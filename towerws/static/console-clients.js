@@ -1,8 +1,8 @@
-// The connections: a page of rows at a time, so that ten thousand cost no more than fifty.
+// The connections: one page of rows at a time, so that ten thousand connections cost no more than fifty.
 import { $, age, ask, count, debounced, failure, make, plural, setText, visible } from "./console-kit.js";
 
 const ROWS = 50;
-const MAX_QUESTIONS = 50;   // A search looks at 2,000 connections with each.
+const MAX_QUESTIONS = 50;   // Requests of one search. The daemon looks at 2,000 connections for each request.
 const TOPICS = 3;           // Topics that a row names.
 
 const STAGES = { handshake: ["at the handshake", "off"], token: ["waits for a token", "warn"], open: ["live", "good"], closing: ["closing", "off"] };
@@ -52,7 +52,7 @@ async function load() {
       const isAnother = answer.instance !== instance;
       instance = answer.instance;
       if (isAnother && from > 0) {
-        // The numbers of another process mean nothing here.
+        // Connections have other numbers in another process, so begin with its first page.
         after = from = found.length = 0;
         continue;
       }
@@ -86,7 +86,7 @@ function restart() {
   load();
 }
 
-// While a page is loading, the one after it is not known. A second click does nothing.
+// While a page is loading, its end is not known, and so the next page is not. Then a click does nothing.
 function nextPage() {
   if (next === null) return;
   after = next;

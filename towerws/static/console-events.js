@@ -13,8 +13,8 @@ let pollNow = () => {}, topicsNow = () => {};
 
 const search = () => $("events-search").value;
 
-// Adds line ends and indents to JSON, and changes nothing else: no number is rounded, and a payload that is no plain JSON is still shown.
-// A string that is cut ends with the text. Otherwise each `\"` in it would be tried as its begin, up to the end.
+// Adds newlines and indents to JSON, and changes nothing else: it rounds no number, and still shows a payload that is no plain JSON.
+// The pattern takes a string without an end up to the end of the text. Otherwise it would try each `\"` in it as a beginning: quadratic time.
 export function pretty(text) {
   let out = "", depth = 0;
   const line = () => `\n${"  ".repeat(Math.min(depth, 40))}`;
@@ -48,7 +48,7 @@ function summaryOf(event) {
 }
 
 function rowFor(event) {
-  const listedBy = instance;   // The process that the event's numbers are of.
+  const listedBy = instance;   // The process that listed the event. `seq` and `offset` are its numbers.
   const item = make("li"), details = make("details"), summary = make("summary"), at = new Date(Date.now() - 1000 * event.age_s);
   const time = make("time", "", clock(at));
   time.dateTime = at.toISOString();
@@ -60,7 +60,7 @@ function rowFor(event) {
 }
 
 async function open(details, event, listedBy) {
-  pause(true);   // a row that is being read must not move away
+  pause(true);   // a row that the user reads must not move away
   const box = make("div", "payload");
   box.append(make("p", "note", "loading …"));
   details.append(box);
@@ -163,7 +163,7 @@ async function pollTopics() {
   try {
     found = await ask("console/topics");
   } catch {
-    return;   // the events say what is wrong
+    return;   // `poll` shows the error
   }
   const known = new Map([...$("topics").children].map((item) => [item.firstChild.dataset.topic, item]));
   const items = found.topics.map(({ topic, events, age_s: ageS, subscribers }) => {
@@ -179,10 +179,10 @@ async function pollTopics() {
     }
     const [, number, about] = item.firstChild.children;
     setText(number, count(events));
-    setText(about, `${age(ageS)} ago, ${subscribers ? plural(subscribers, "subscriber") : "nobody listens"}`);
+    setText(about, `${age(ageS)} ago, ${subscribers ? plural(subscribers, "subscriber") : "no subscriber"}`);
     return item;
   });
-  // A list that did not change keeps its elements, and with them the keyboard's place.
+  // An unchanged list keeps its elements, so that the keyboard's focus stays.
   if (items.length !== $("topics").children.length || items.some((item, index) => $("topics").children[index] !== item)) {
     const focused = document.activeElement;
     $("topics").replaceChildren(...items);
@@ -193,7 +193,7 @@ async function pollTopics() {
   showGroups(found.groups);
 }
 
-// A reload of the daemon may change the groups. Without a change the elements stay, and with them an open list and the keyboard's place.
+// A reload of the daemon may change the groups. Unchanged groups keep their elements, so that an open list and the keyboard's focus stay.
 function showGroups(groups) {
   const text = JSON.stringify(groups), choice = $("events-group"), chosen = choice.value;
   if (text === shownGroups) return;

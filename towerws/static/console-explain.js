@@ -7,7 +7,7 @@ const word = (passes) => passes === null ? "unknown" : passes ? "yes" : "no";
 
 let generation = 0;
 
-// The rules of a connection are folded, unless it is the one that decides.
+// A connection's rules. They are folded, unless this connection decides.
 function fold(title, steps, open) {
   const panel = make("details", "panel steps");
   panel.open = open;
@@ -37,7 +37,7 @@ function rules(steps) {
 
 function titleOf(connection, steps) {
   const stop = steps.find(({ passes }) => !passes);
-  return `Connection ${connection}: ${stop ? visible(`not so: ${stop.rule}`) : "gets it"}`;
+  return `Connection ${connection}: ${stop ? visible(`does not pass: ${stop.rule}`) : "gets it"}`;
 }
 
 function show(found) {

@@ -1,4 +1,4 @@
-// What the views of the console share: the page's elements, text from outside, numbers, and the questions to the daemon.
+// The functions that the views of the console share: elements of the page, foreign text, numbers, and requests to the daemon.
 
 export const $ = (id) => document.getElementById(id);
 
@@ -12,7 +12,7 @@ export function make(tag, className, text) {
 
 export const setText = (element, text) => { if (element.textContent !== text) element.textContent = text; };
 
-// Control characters and marks of direction become visible, so that they can't change how the text around them reads.
+// Makes control characters and direction marks visible, so that they can't change how the text around them reads.
 const ODD = /[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200b-\u200f\u2028\u2029\u202a-\u202e\u2060-\u2069\ufeff]/g;
 export const visible = (text) => String(text).replace(ODD, (character) => `\\u${character.charCodeAt(0).toString(16).padStart(4, "0")}`);
 
@@ -47,7 +47,7 @@ const TIMEOUT_MS = 8000;
 const reachable = new EventTarget();
 export const onReach = (listener) => reachable.addEventListener("reach", (event) => listener(event.detail));
 
-// An answer that is no success. The text is the daemon's own.
+// The daemon answers with an error. The message is the daemon's text.
 export class Refused extends Error {
   constructor(status, text) {
     super(text);
@@ -71,10 +71,10 @@ export async function ask(path, { body, timeoutMs = TIMEOUT_MS } = {}) {
   return found;
 }
 
-// What to show for a question that failed.
+// The text to show for a request that failed.
 export const failure = (error) => error instanceof Refused ? error.message : "The daemon doesn't answer.";
 
-// Run `step` every `everyMs` while `wanted()` and the page is visible, never twice at once. Returns a function that runs it now.
+// Runs `step` every `everyMs` while `wanted()` is true and the page is visible, never twice at once. Returns a function that runs `step` now.
 export function repeat(everyMs, wanted, step) {
   let timer = 0, running = false, again = false;
   async function run() {
@@ -99,7 +99,7 @@ export function repeat(everyMs, wanted, step) {
   return run;
 }
 
-// Call at most once in `ms` after the last of several calls.
+// Returns a function that calls `call` once, `ms` after the last of several calls.
 export function debounced(ms, call) {
   let timer = 0;
   return () => {

@@ -2,8 +2,8 @@
 import { $, age, ask, bytes, count, duration, make, onReach, plural, rate, repeat, setText, visible } from "./console-kit.js";
 
 const POLL_MS = 5000;
-const LEAST_S = 120;   // A daemon that has just started fills the charts from this width on.
-const MINUTE = 12;     // Samples in a row of the table.
+const LEAST_S = 120;   // Shortest time that the charts show, right after a start. It grows to `kept_s`.
+const MINUTE = 12;     // Samples in one row of the table.
 const WIDTH = 300, HEIGHT = 100;
 const SVG = "http://www.w3.org/2000/svg";
 
@@ -11,8 +11,8 @@ const plain = (value) => [count(value), ""];
 const perSecond = (value) => [rate(value), "/s"];
 const bytesPerSecond = (value) => { const [number, unit] = bytes(value); return [number, `${unit}/s`]; };
 
-// `figure` is the line, `second` another line in the same chart. `mood` judges the newest values. With `sum` a sample counts what came
-// since the one before, so each span of time shows the sum of its samples.
+// `figure` is the sample's figure that a card shows as a line, `second` another line in the same chart. `mood` returns "warn" or "bad" for
+// the newest values. With `sum`, a sample is the count since the sample before it, so each span of time shows the sum of its samples.
 const CARDS = [
   { title: "Connections", figure: "connections", form: plain, more: (_, present) => present.connections_max ? `room for ${count(present.connections_max)}` : "",
     mood: (now, present) => present.connections_max && now >= 0.95 * present.connections_max ? "warn" : "" },
@@ -25,7 +25,7 @@ const CARDS = [
     more: (_, __, last) => last.delivery_p99_s === null ? "median" : `median · 99%: ${duration(last.delivery_p99_s).join(" ")}`,
     mood: (_, __, last) => last.delivery_p99_s > 0.25 ? "warn" : "" },
   { title: "Gap notices", figure: "gaps", form: plain, sum: true, mood: (total) => total > 0 ? "bad" : "",
-    more: (_, present) => present.not_recovered ? `${plural(present.not_recovered, "client")} came back too late since the start` : "in 15 min" },
+    more: (_, present) => present.not_recovered ? `${plural(present.not_recovered, "client")} resumed too late since the start` : "in 15 min" },
   { title: "Refused clients", figure: "refusals", form: plain, sum: true,
     more: (_, present) => reasons(present.refused_for) || "in 15 min" },
   { title: "Lag behind the broker", figure: "broker_lag_s", form: duration, quiet: "no broker", more: (_, present) => present.source.state,
@@ -83,7 +83,7 @@ function build(card) {
   chart.addEventListener("pointerleave", () => { tip.hidden = true; for (const name of ["x1", "x2", "y1", "y2"]) cross.setAttribute(name, 0); });
 }
 
-const column = (name) => names.indexOf(name) + 1;   // the time is the first
+const column = (name) => names.indexOf(name) + 1;   // a sample begins with its time
 const total = (some, name) => some.reduce((sum, sample) => sum + (sample[column(name)] || 0), 0);
 const x = (at) => WIDTH * (1 - (now - at) / spanS);
 
@@ -95,7 +95,7 @@ function path(points, most) {
       return;
     }
     const y = (HEIGHT * (1 - value / most)).toFixed(1);
-    // A sample without a neighbour is a line over its own 5 s. A point would be invisible.
+    // A sample between two gaps becomes a line over its own 5 s, because a point would be invisible.
     const alone = !open && (points[index + 1]?.[1] ?? null) === null;
     text += alone ? `M${x(at - POLL_MS / 1000).toFixed(1)} ${y}H${x(at).toFixed(1)}` : `${open ? "L" : "M"}${x(at).toFixed(1)} ${y}`;
     open = true;
@@ -192,7 +192,7 @@ async function poll() {
   try {
     found = await ask(`console/samples?after=${newest}`);
   } catch {
-    return;   // console.js shows that the daemon is away
+    return;   // console.js shows that the daemon does not answer
   }
   if (found.instance !== instance) {
     const again = instance !== null && newest >= 0;

@@ -8,7 +8,7 @@ function say(text, kind) {
   setText($("publish-result"), text);
 }
 
-// What is wrong with the input, or null. The daemon checks more, and says so.
+// Returns the id of the bad input and what is wrong with it, or null. The daemon checks more, and answers with an error.
 function wrong(topic, payload) {
   if (!/^[A-Za-z0-9_]+\../.test(topic)) return ["publish-topic", "A topic is a group, a dot and an event, such as orders.1042."];
   try {
@@ -33,7 +33,7 @@ async function publish() {
   $("publish-go").disabled = true;
   say("publishing …", "");
   try {
-    // The payload goes as it was written: `JSON.stringify` would round large numbers.
+    // The payload is sent as the user wrote it, because `JSON.stringify` would round large numbers.
     const answer = await ask("publish", { body: `{"topic":${JSON.stringify(topic)},"payload":${payload}}`, timeoutMs: TIMEOUT_MS });
     const where = answer.position ? ` at position ${visible(answer.position)}` : "";
     say(`Published on ${visible(topic)}${where}.${answer.warning ? ` But: ${visible(answer.warning)}` : ""}`, answer.warning ? "bad" : "good");

@@ -7,7 +7,7 @@ import * as overview from "./console-overview.js";
 import * as publish from "./console-publish.js";
 
 const VIEWS = ["overview", "events", "clients", "publish", "explain"];
-const BACK_MS = 6000;   // How long the page says that the daemon is back.
+const BACK_MS = 6000;   // How long the page shows that the daemon answers again.
 let shown = null, away = null, timer = 0;
 
 // `#explain?user=7&topic=job_events.42` opens a view with values in it.
@@ -57,7 +57,7 @@ clients.start();
 publish.start();
 explain.start();
 document.querySelector(".skip").addEventListener("click", (event) => {
-  event.preventDefault();   // `#content` in the address would take the place of the view.
+  event.preventDefault();   // Otherwise the address would get `#content` in place of the view.
   $("content").focus();
 });
 addEventListener("hashchange", () => route(true));

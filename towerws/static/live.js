@@ -11,25 +11,25 @@
   const MAX_NOTICES = 20;
   const MAX_RAW = 20000;         // Characters of a frame that a row can show.
   const MAX_TEXT = 300;          // Characters of a row's text.
-  const RATE_S = 5;              // Events per second are an average of this time.
+  const RATE_S = 5;              // Events per second are an average over this time.
   const SPARK_S = 60;            // Seconds in the curve.
-  const CATCH_UP_S = 2;          // A tab that was frozen gets the events of that time within this one.
+  const CATCH_UP_S = 2;          // Within this time, a tab that was frozen gets the events that it missed meanwhile.
 
   // Deadlines. The daemon and the network may be silent at any time.
   const SILENT_MS = 20000;       // Silence after which the daemon is asked for an answer.
-  const ANSWER_MS = 10000;       // Deadline for any frame after that.
-  const BUSY_MS = 20000;         // The same while a request is unanswered, because the daemon answers it first. AWX may be slow.
+  const ANSWER_MS = 10000;       // Deadline for any frame after this question.
+  const BUSY_MS = 20000;         // The same deadline while a request is unanswered: the daemon answers the request first, and AWX may be slow.
   const CONNECT_MS = 20000;      // Deadline for the handshake and the welcome.
-  const GRACE_MS = 1000;         // For frames that a frozen tab has not handled yet.
-  const RECENT_MS = 1000;        // A connection with a frame in this time works.
+  const GRACE_MS = 1000;         // Extra time after a deadline, for frames that a frozen tab has not handled yet.
+  const RECENT_MS = 1000;        // A connection that got a frame within this time is alive.
   const FETCH_MS = 8000;         // Deadline for an answer of the admin port.
 
-  const AGAIN_MS = 1000;         // Until a topic is requested again that the daemon could not check.
+  const AGAIN_MS = 1000;         // After this time the page requests topics again that the daemon could not check.
   const TOPICS_MS = 2000;        // Interval of GET /live/topics.
   const SHOWN_TOPICS = 12;       // Names in the list of current topics.
   const MAX_REQUEST = 60000;     // Characters of a request's topics. The daemon's limit for a message is 64 KiB.
   const PORT = document.body.dataset.websocketPort;
-  const MAX_TOPICS = Number(document.body.dataset.maxTopics);   // Of one connection. A request for more is refused as a whole.
+  const MAX_TOPICS = Number(document.body.dataset.maxTopics);   // The daemon refuses a request for more topics as a whole.
   const TAKES_TOKENS = document.body.dataset.takesTokens === "yes";
   const METHODS = document.body.dataset.auth.split(" ");
   const GROUPS = new Map(Object.entries(JSON.parse(document.body.dataset.groups)));   // the configured groups, without AWX's
@@ -59,7 +59,7 @@
   const byTopic = new Map();   // output topic -> job
   const recent = [];           // the newest events
   const seconds = () => Math.floor(performance.now() / 1000);
-  const perSecond = new Array(SPARK_S + 1).fill(0);   // the last one is of the present second
+  const perSecond = new Array(SPARK_S + 1).fill(0);   // events in each second, the last one the present second
   let present = seconds(), frozenAt = 0, thawedAt = -Infinity;
   let total = 0, selected = null, paused = false, dirty = true, eventsDirty = true;
 
@@ -130,7 +130,8 @@
     unfollowIfComplete(job);
   }
 
-  // The clock moves the curve on, because the browser delays the timers of a page that is hidden, and stops those of a frozen one.
+  // Moves the curve on to the present second. It uses the clock, because the browser delays the timers of a hidden page, and stops those of
+  // a frozen one.
   function moveOn() {
     const now = seconds();
     if (now - present > RATE_S) [frozenAt, thawedAt] = [present, now];
@@ -141,7 +142,7 @@
     present = now;
   }
 
-  // When a tab goes on, it gets the events of the time in which it was frozen at once. They count for the whole of that time.
+  // A tab that was frozen gets all events of that time at once when it goes on. They count for the whole time.
   function countEvent() {
     moveOn();
     const slots = present - thawedAt <= CATCH_UP_S ? present - frozenAt : 1;
@@ -250,11 +251,11 @@
       setText(mark, Object.hasOwn(MARK, job.status) ? MARK[job.status] : "·");
       setText(name, `${job.type.replaceAll("_", " ")} ${job.id}`);
       setText(status, job.status);
-      setText(more, job.late ? "began before this page listened" : `${job.seen}${job.final ? ` of ${job.final}` : ""} event${job.seen === 1 && !job.final ? "" : "s"} · ${seconds} s`);
+      setText(more, job.late ? "began before this page connected" : `${job.seen}${job.final ? ` of ${job.final}` : ""} event${job.seen === 1 && !job.final ? "" : "s"} · ${seconds} s`);
     }
     setText($("jobs-note"), `${running} under way, ${jobs.size - running} ended`);
     $("jobs-empty").hidden = jobs.size > 0;
-    // With configured groups there may never be a job, so the first one adds the panels.
+    // With configured groups there may never be a job, so the panels of jobs appear with the first job.
     $("main").dataset.layout = GROUPS.size && !jobs.size ? "events" : "all";
   }
 
@@ -269,7 +270,7 @@
       return;
     }
     const first = selected.chunks.length ? selected.chunks[0].counter : 1;
-    setText($("output-note"), selected.trimmed ? `the last ${selected.lines} lines` : first > 1 ? `from event ${first} on: earlier ones came before this page listened`
+    setText($("output-note"), selected.trimmed ? `the last ${selected.lines} lines` : first > 1 ? `from event ${first} on: earlier ones came before this page connected`
       : selected.chunks.length || !Object.hasOwn(OUTPUT, selected.type) ? selected.status : `${selected.status}, no output yet`);
     let next = null;
     for (let at = selected.chunks.length - 1; at >= 0; at--) {
@@ -360,27 +361,27 @@
 
   // ---- topics
 
-  let recentTopics = [];       // the newest topics of groups with any event, from GET /live/topics
-  let lastHead = null;         // position of the answer before
-  let addSince = null;         // position from which the next request's added topics are replayed
-  let sentSince = null;        // the same position, of the newest request
+  let recentTopics = [];       // The newest topics of groups with any event, from GET /live/topics.
+  let lastHead = null;         // The position in the previous answer of GET /live/topics.
+  let addSince = null;         // The position from which the topics that the next request adds are replayed.
+  let sentSince = null;        // The position from which the topics that the newest request added are replayed.
 
-  // The topics of the daemon's newest answer: `position` counts for them.
+  // The topics that the daemon sends, by its newest answer. `position` is valid for them.
   let held = new Set();
 
-  // The daemon could not check a topic, and is asked again.
+  // Whether the daemon could not check a topic, which is requested again.
   let unchecked = false;
 
-  // The same position, of the topics that the daemon could not check, or whose request was lost with its connection. It is older than
-  // `addSince`, and outlives a connection.
+  // The position from which to replay the topics that the daemon could not check, or whose request was lost with its connection. It is
+  // older than `addSince`, and outlives a connection.
   let againSince = null;
   let user = null;
 
-  // This user may not subscribe to them, so they aren't requested again on this connection. Only wanted topics are kept.
+  // Wanted topics to which this user may not subscribe. The page doesn't request them again on this connection.
   let deniedTopics = new Set();
-  let reported = deniedTopics;      // the same of the connection before: there is a notice about them
+  let reported = deniedTopics;      // the denied topics of the previous connection, about which there is a notice already
 
-  let leftOut = 0;                  // How many wanted topics are more than one connection may have.
+  let leftOut = 0;                  // Wanted topics beyond the limit of one connection.
 
   const hasOpenGroups = () => [...GROUPS].some(([, group]) => !group.own && !Array.isArray(group.events));
 
@@ -393,7 +394,7 @@
     return topics;
   }
 
-  // The topics of jobs and the newest ones come first, if there are too many.
+  // If there are too many topics, those of jobs and the newest ones come first.
   function wantedTopics() {
     const all = [...allTopics()].filter((topic) => !deniedTopics.has(topic));
     let characters = 0;
@@ -420,7 +421,7 @@
       if (!answer.ok) return;
       found = await answer.json();
     } catch {
-      return;   // the websocket's end will say that the daemon is away
+      return;   // if the daemon does not answer, `onClose` shows that
     }
     const since = lastHead;
     lastHead = found.position;
@@ -492,7 +493,7 @@
   // ---- the connection: resumed at the position of the newest event
 
   let socket = null, position = null, asked = null, awaiting = false, resuming = false, backoffMs = 500, reconnectAfterMs = null, timer = 0, wasLive = false;
-  let heardAt = 0, due = null, noAnswer = false;   // `due`: by then a frame must come
+  let heardAt = 0, due = null, noAnswer = false;   // `due`: the deadline of the next frame
 
   function connect() {
     clearTimeout(timer);
@@ -514,7 +515,7 @@
       if (token !== null) current.send(JSON.stringify({ token }));
       // With a valid cookie the welcome comes right after the handshake, and no token is needed.
       else {
-        due = null;   // The user may take any time.
+        due = null;   // The user may take any time to enter a token.
         setTimeout(() => { if (current === socket && !identified && $("sign-in").hidden) askForToken(""); }, 300);
       }
     };
@@ -531,13 +532,13 @@
     due = performance.now() + withinMs;
   }
 
-  // A browser shows pages no pings. So a daemon that is silent is asked for an answer.
+  // A page can't see the pings of the websocket. So it asks a silent daemon for an answer.
   function watch() {
     if (!socket) return;
     const now = performance.now();
     if (due !== null && now > due) {
       const late = due;
-      // After a freeze of the tab, its timers may run before the frames that came meanwhile.
+      // After a freeze of the tab, its timers may run before it handles the frames that have arrived.
       setTimeout(() => { if (due === late) giveUp(); }, GRACE_MS);
     } else if (now - heardAt > SILENT_MS) ping();
   }
@@ -585,13 +586,13 @@
       return;
     }
     if (socket && identified) return;
-    state("off", "not let in; trying again");
+    state("off", "refused; trying again");
     const session = METHODS.includes("tower") ? " It checks users with AWX: sign in to AWX in this browser, under the same host name as this page." : "";
     noticeOnce(`The daemon is up, but refuses this page. Its log has the reason.${session}`);
   }
 
   function subscribe() {
-    // A new connection first resumes the topics that the one before had. The others are replayed from a position of their own.
+    // A new connection first resumes the topics of the previous connection. The others are replayed from a position of their own.
     const resumes = asked === null && resuming && held.size > 0;
     const topics = wantedTopics().filter((topic) => !resumes || held.has(topic));
     const key = [...topics].sort().join(" ");
@@ -617,7 +618,7 @@
     socket.send(JSON.stringify(request));
   }
 
-  // After 8 s the daemon answers `unavailable` about the topics that it still has to check with AWX.
+  // If AWX has not answered within 8 s, the daemon answers `unavailable` for the topics that it still has to check.
   function askAgainIfUnchecked(denied) {
     unchecked = denied.some((item) => item.reason === "unavailable");
     if (!unchecked) return;
@@ -630,7 +631,7 @@
     }, AGAIN_MS);
   }
 
-  // With null, the position before it is still the best one to resume from.
+  // If the new position is null, the old one is still the best one to resume from.
   const keepPosition = (place) => { if (place !== null) position = place; };
 
   function onDenied(items) {
@@ -650,7 +651,7 @@
     try {
       frame = JSON.parse(text);
     } catch {
-      // The daemon doesn't change payloads. AWX's may have NaN, which JSON.parse refuses.
+      // The daemon doesn't change payloads. AWX's payloads may contain NaN, which JSON.parse refuses.
       const head = HEAD.exec(text);
       if (head) {
         position = head[1];
@@ -667,7 +668,7 @@
       keepPosition(frame.position);
     } else if (frame.type === "welcome") {
       identified = true;
-      // The user may have got more rights meanwhile.
+      // The user may have got more permissions since the previous connection.
       reported = user === frame.user ? deniedTopics : new Set();
       deniedTopics = new Set();
       user = frame.user;
