@@ -64,7 +64,7 @@ _log = FoldedLog()
 
 
 def configure(**settings: Any) -> Producer:
-    """Make the producer for later calls of `emit`, `publish` and `flush`. It takes the arguments of `Producer`."""
+    """Make the producer for later calls of `emit`, `publish` and `flush`, and return it. The arguments are those of `Producer`."""
     _default["producer"] = producer = Producer(**settings)
     return producer
 
@@ -77,12 +77,12 @@ def is_configured() -> bool:
 def default_producer() -> Producer:
     """Return the producer of this module's functions, made from the environment if there is none. Raises `ConfigError`."""
     producer = _default.get("producer")
-    # No lock, because another thread could hold it during a fork. If two are made at once, one is kept.
+    # No lock, because another thread could hold it during a fork. If two threads make a producer at once, one producer is kept.
     return producer or _default.setdefault("producer", Producer())
 
 
 def emit(topic: str, payload: Payload) -> bool:
-    """Publish without waiting. See `Producer.emit`. Without a usable TOWERWS_BROKER every event is dropped, and a log line says so."""
+    """Publish without waiting. See `Producer.emit`. Without a usable TOWERWS_BROKER it drops every event, and a log line says so."""
     try:
         producer = default_producer()
     except ConfigError as error:
@@ -107,5 +107,5 @@ def flush(timeout: float = FLUSH_S) -> bool:
 
 
 def stats() -> Dict[str, Any]:
-    """Figures of this process. See `Producer.stats`."""
+    """Return the figures of this process. See `Producer.stats`."""
     return default_producer().stats()

@@ -1,6 +1,6 @@
 """`amqp://user:password@host:port/vhost`, parsed from the right by the daemon's rules (docs/configuration.md).
 
-The last `@` ends the credentials, so a password may hold `#`, `@`, `:` or `/` as it is. Everything may be percent-encoded too.
+The last `@` ends the credentials, so a password may contain `#`, `@`, `:` or `/` unescaped. All parts may be percent-encoded.
 The virtual host is `/` for `amqp://host` and for `amqp://host/`. No error text and no `repr` holds a password.
 """
 
@@ -11,7 +11,7 @@ from urllib.parse import unquote
 from towerws_producer.errors import ConfigError
 
 PORTS = {"amqp": 5672, "amqps": 5671}
-DEFAULT_CREDENTIAL = "guest"  # a URL without credentials has these (RabbitMQ URI specification)
+DEFAULT_CREDENTIAL = "guest"  # user and password of a URL without credentials (RabbitMQ URI specification)
 MAX_NAME_BYTES = 127
 
 _split_scheme = re.compile(r"([A-Za-z][A-Za-z0-9+.-]{0,15})://(.*)", re.DOTALL).fullmatch
@@ -21,7 +21,7 @@ _between_urls = re.compile(r"\s*,\s*(?=amqps?://)", re.IGNORECASE)
 
 
 class Address:
-    """The address of a broker, and our credentials for it. Its text has no password."""
+    """The address of a broker, and our credentials for it. `str` and `repr` have no password."""
 
     __slots__ = ("host", "password", "port", "tls", "username", "vhost")
 
@@ -42,7 +42,7 @@ class Address:
 
 
 def parse_addresses(broker: Union[str, Sequence[str]]) -> List[Address]:
-    """Return the addresses of one URL, of several with commas between them, or of a list. `ConfigError` states a broken rule."""
+    """Return the addresses of one URL, of several with commas between them, or of a list. Raises `ConfigError` with the broken rule."""
     texts = _between_urls.split(broker.strip()) if isinstance(broker, str) else list(broker)
     if not texts or texts == [""]:
         raise ConfigError("no broker is configured: set TOWERWS_BROKER, or pass broker=amqp://user:password@host:port/vhost")
@@ -50,9 +50,9 @@ def parse_addresses(broker: Union[str, Sequence[str]]) -> List[Address]:
 
 
 def without_kombus_slashes(text: str) -> str:
-    """Return URLs for kombu, which AWX's former layer used, by the rules of this module: a slash in the virtual host becomes `%2F`.
+    """Return broker URLs that were written for kombu in the form that `parse_addresses` reads: a slash in the virtual host becomes `%2F`.
 
-    AWX's default is `amqp://guest:guest@localhost:5672//`, the virtual host `/`.
+    AWX's former layer used kombu. AWX's default is `amqp://guest:guest@localhost:5672//`, with the virtual host `/`.
     """
     return ",".join(_without_slashes(url) for url in _between_urls.split(text.strip()))
 
@@ -65,14 +65,14 @@ def _without_slashes(url: str) -> str:
 
 
 def parse_address(text: str) -> Address:
-    """Return the address of one URL. `ConfigError` names the broken rule, and repeats no part of the URL."""
+    """Return the address of one URL. Raises `ConfigError` with the broken rule. The text repeats no part of the URL."""
     match = _split_scheme(str(text))
     if match is None or match.group(1).lower() not in PORTS:
         raise ConfigError("broker: expected amqp://user:password@host:port/vhost or amqps://…")
     scheme = match.group(1).lower()
     credentials, at, rest = match.group(2).rpartition("@")
     if "?" in rest:
-        raise ConfigError("broker: a query string isn't read: what it would set are arguments of their own (tls_ca, attempt_s)")
+        raise ConfigError("broker: a query string isn't read: use the producer's own arguments instead (tls_ca, attempt_s)")
     if "#" in rest:
         raise ConfigError("broker: the URL has no fragment: after the host and the virtual host, write # as %23")
     authority, _, vhost = rest.partition("/")

@@ -1,6 +1,6 @@
-"""For asyncio: `await publish(...)`. It is bound to no event loop: the confirm reaches the loop that waits for it.
+"""For asyncio: `await publish(...)`. It works in any event loop: the confirm goes to the loop that waits for it.
 
-`emit` needs no counterpart: it doesn't wait, and may be called from a coroutine as it is.
+`emit` has no counterpart here: it doesn't wait, so a coroutine may call it directly.
 """
 
 import asyncio
@@ -15,9 +15,9 @@ from towerws_producer.producer import PUBLISH_S, Producer
 async def publish(
     topic: str, payload: Payload, timeout: float = PUBLISH_S, message_id: Optional[str] = None, producer: Optional[Producer] = None
 ) -> str:
-    """Publish and wait for the broker's confirm. Returns the message id. Raises as `Producer.publish` does."""
+    """Publish and wait for the broker's confirm. Returns the message id. Raises the errors of `Producer.publish`."""
     producer = producer or towerws_producer.default_producer()
-    loop = asyncio.get_event_loop()  # inside a coroutine: the running one
+    loop = asyncio.get_event_loop()  # in a coroutine this is the running loop
     answer: asyncio.Future[Optional[ProducerError]] = loop.create_future()
 
     def settle(error: Optional[ProducerError]) -> None:
@@ -28,7 +28,7 @@ async def publish(
         try:
             loop.call_soon_threadsafe(settle, error)
         except RuntimeError:
-            return  # the loop was closed, so no caller waits
+            return  # the loop was closed, so no caller waits for the answer
 
     publication = producer.submit(topic, payload, resolve, message_id)
     try:

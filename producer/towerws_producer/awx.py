@@ -1,7 +1,7 @@
 """Shared code of AWX's channel layers: towerws's groups, and a producer whose failures do not affect AWX.
 
-AWX calls its channel layer in database commit hooks and in the callback receiver, where an exception becomes an HTTP 500 or events
-that are stored twice. So nothing here raises: an unusable setting is logged, and then every event is dropped and counted.
+AWX calls its channel layer in database commit hooks and in the callback receiver. An exception there becomes an HTTP 500, or AWX stores
+events twice. So nothing here raises. If a setting can't be used, a log line says so, and every event is dropped and counted.
 """
 
 import json
@@ -33,10 +33,10 @@ GROUPS = frozenset(
 """The groups that browsers subscribe to, in AWX 1.0 to 24 (awx/main/models, awx/main/signals.py)."""
 
 BROADCAST = "broadcast-group_send"
-"""AWX 10 to 21 send each event to this group again, wrapped, for the other nodes."""
+"""AWX 10 to 21 send a copy of each event to this group, wrapped in JSON, for the other nodes."""
 
 SESSION_KEYS = "control-limit_reached"
-"""AWX 1.0 to 1.0.6 put the key of the ended session into this event. It must not leave the process."""
+"""AWX 1.0 to 1.0.6 put the key of the ended session into this event. The key must not leave the process."""
 
 _wrapped_group = re.compile(r'\s*\{\s*"group"\s*:\s*"([^"\\]*)"').match
 
@@ -47,7 +47,7 @@ def is_ours(name: str) -> bool:
 
 
 def wrapped_name(text: Any) -> str:
-    """The group name inside a broadcast copy, "" if there is none."""
+    """Return the group's name in a broadcast copy, or "" if there is none."""
     if not isinstance(text, str):
         return ""
     match = _wrapped_group(text)
@@ -72,13 +72,13 @@ class Relay:
         try:
             self._producer = Producer(**_arguments(config))
         except Exception as error:  # noqa: BLE001 - see this module's docstring
-            # A ConfigError's text holds no password; any other error is named by its type alone.
+            # The text of a `ConfigError` has no password. Of any other error only the type is logged.
             why = str(error) if isinstance(error, ConfigError) else type(error).__name__
             self._log.fold("config", f"no event will be published: {why}")
 
     @property
     def producer(self) -> Optional[Producer]:
-        """The producer, None if the settings can't be used."""
+        """The producer. None if the settings can't be used."""
         return self._producer
 
     def send(self, name: Any, message: Any) -> None:
@@ -118,7 +118,7 @@ def _arguments(config: Mapping[str, Any]) -> Mapping[str, Any]:
     return arguments
 
 
-# Keys in AWX's own CONFIG for the replaced layers: a settings file may keep them.
+# Keys of CONFIG for the layers that this one replaces. A settings file may keep them, and they are ignored.
 _OTHERS = frozenset(
     {"model", "prefix", "hosts", "expiry", "group_expiry", "capacity", "channel_capacity", "symmetric_encryption_keys", "TEST_CONFIG"}
 )

@@ -1,11 +1,11 @@
 """The bounded buffer between the callers and the thread that publishes.
 
-An event is waiting, then in flight, then gone. An event that the broker refuses for now (a nack) is set aside, and waits again later.
-All kinds count against one bound in bytes. Beyond the bound the oldest events are dropped that are not in flight: in a live
-stream the newest events are worth most. After a lost connection all events in flight wait again, in front and in their old order.
+An event waits, then it is in flight, then it is removed. An event that the broker nacks is set aside, and waits again later. All events
+count against one bound in bytes. Beyond the bound, the oldest events that are not in flight are dropped, because in a live stream the
+newest events are worth most. After a lost connection all events in flight wait again, before all others and in their old order.
 
-A waiting event that was never sent is a plain tuple of texts and numbers. Python's garbage collector skips such tuples. With
-20,000 objects instead of tuples a collection took 10 to 15 ms, and some emit had to wait for it.
+An event that waits and was never sent is a plain tuple of texts and numbers. Python's garbage collector skips such tuples. With
+20,000 objects instead of tuples, a collection took 10 to 15 ms, and a call of `emit` had to wait for it.
 
 Nothing here waits or locks: the caller holds the lock (towerws_producer.worker).
 """
@@ -16,14 +16,17 @@ from typing import Callable, Deque, Dict, List, Optional, Tuple
 from towerws_producer.errors import ProducerError
 
 EVENT_BYTES = 420
-"""The bytes of an event in flight besides its payload (CPython 3.11, by tracemalloc). One that was never sent has 243 bytes."""
+"""Bytes that an event in flight takes in addition to its payload (CPython 3.11, by tracemalloc). One that was never sent takes 243."""
 
 EVICT_PART = 256
-"""The fraction of the bound that is freed at once when it is reached. 64 KiB of 16 MiB are about 80 events, and 15 µs."""
+"""When the bound is exceeded, one part in 256 of it is freed at once. 64 KiB of 16 MiB are about 80 events, and take 15 µs."""
 
 
 class Publication:
-    """The wait of a caller for an event's confirm. `resolve` is called once, with None for a confirmed event, otherwise an error."""
+    """A caller's wait for the confirm of an event. `resolve` is called once, with None for a confirmed event, otherwise with an error.
+
+    `resolve` is None once it was called, or if the caller waits no longer.
+    """
 
     __slots__ = ("error", "message_id", "resolve")
 
@@ -38,7 +41,7 @@ Entry = Tuple[str, bytes, int, int, Optional[Publication]]
 """An event that was never sent: topic, body, number, time in milliseconds since 1970, publication."""
 
 Dropped = Tuple[str, Optional[Publication]]
-"""The rest of a dropped event."""
+"""What remains of a dropped event: its topic and its publication."""
 
 
 class Event:
@@ -59,7 +62,10 @@ class Event:
 
 
 class Watch:
-    """Counts down until the events that were buffered when it began are gone."""
+    """Calls `done` when the events that were buffered at its start have been removed.
+
+    `last` is the highest number of those events, and `left` how many of them remain.
+    """
 
     def __init__(self, last: int, left: int, done: Callable[[], None]) -> None:
         self.last = last
@@ -99,7 +105,7 @@ class Buffer:
         return len(self._set_aside)
 
     def add(self, entry: Entry) -> List[Dropped]:
-        """Add an event. Returns the events dropped for it. If the events in flight leave no room, that is only the event itself."""
+        """Add an event. Returns the events that were dropped to make room. If the events in flight leave no room, that is the new event."""
         size = len(entry[1]) + EVENT_BYTES
         if self.bytes_in_flight + size > self._max_bytes:
             return [(entry[0], entry[4])]
@@ -107,7 +113,7 @@ class Buffer:
         self.bytes += size
         if self.bytes <= self._max_bytes:
             return []
-        # Free many at once: an outage then costs each caller little, with no removal for each event.
+        # Free many at once, so that in an outage few calls of `emit` have to remove events.
         keep = self._max_bytes - self._max_bytes // EVICT_PART
         gone: List[Dropped] = []
         while self.bytes > keep:
@@ -164,7 +170,7 @@ class Buffer:
         self._again.extendleft(reversed(released))
 
     def recall(self) -> List[Event]:
-        """Let everything that was sent wait again. Returns the events that were in flight, oldest first."""
+        """Let all events that were sent wait again, also nacked ones. Returns the events that were in flight, oldest first."""
         recalled = sorted(self._in_flight.values(), key=_number)
         everything = sorted([*recalled, *self._set_aside, *self._again], key=_number)
         self._in_flight.clear()
@@ -174,7 +180,7 @@ class Buffer:
         return recalled
 
     def remove_published(self) -> List[Dropped]:
-        """Remove the waiting events with a caller that waits for them."""
+        """Remove the events that wait to be sent and whose callers wait for a confirm. Returns them."""
         gone: List[Dropped] = []
         kept: Deque[Entry] = deque()
         for events in (self._again, self._set_aside):
@@ -196,7 +202,7 @@ class Buffer:
         self._gone(event.topic, event.body, event.number, event.publication)
 
     def clear(self) -> List[Dropped]:
-        """Remove everything. Returns it, oldest first."""
+        """Remove all events. Returns them, oldest first."""
         self.recall()
         gone = [self._gone(event.topic, event.body, event.number, event.publication) for event in self._again]
         gone += [self._gone(topic, body, number, publication) for topic, body, number, _, publication in self._waiting]
@@ -205,7 +211,7 @@ class Buffer:
         return gone
 
     def watch(self, last: int, done: Callable[[], None]) -> Optional[Watch]:
-        """Call `done` once all current events, whose numbers go up to `last`, are gone. Returns None if there are none."""
+        """Call `done` once all current events, whose numbers go up to `last`, have been removed. Returns None if there are no events."""
         if not len(self):
             return None
         watch = Watch(last, len(self), done)

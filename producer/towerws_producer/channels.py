@@ -15,7 +15,7 @@ from towerws_producer.awx import BROADCAST, Relay
 
 
 class Layer(BaseChannelLayer):  # type: ignore[misc]  # channels has no annotations
-    """Publishes `group_send`. No part of it belongs to an event loop: AWX makes a new loop for each event."""
+    """Publishes the messages of `group_send`. It is bound to no event loop, because AWX makes a new loop for each event."""
 
     extensions = ["groups"]  # noqa: RUF012 - channels' own shape: it looks for a word in a list
 
@@ -28,7 +28,7 @@ class Layer(BaseChannelLayer):  # type: ignore[misc]  # channels has no annotati
     async def group_send(self, group: str, message: Dict[str, Any]) -> None:
         """Publish the message's text on the group's topic. It never raises and never waits for the broker.
 
-        The copy for AWX's other nodes is ignored: towerws reaches the browsers of all of them.
+        It ignores the copies for AWX's other nodes, because towerws reaches the browsers of all nodes.
         """
         if group != BROADCAST:
             self._relay.send(group, message)
@@ -42,7 +42,7 @@ class Layer(BaseChannelLayer):  # type: ignore[misc]  # channels has no annotati
         return await answer
 
     async def new_channel(self, prefix: str = "specific") -> str:
-        """A unique name."""
+        """Return a unique name."""
         return f"{prefix}.{uuid.uuid4().hex}!{uuid.uuid4().hex[:12]}"
 
     async def group_add(self, group: str, channel: str) -> None:

@@ -2,8 +2,8 @@
 
     CHANNEL_LAYERS["default"]["BACKEND"] = "towerws_producer.channels1.Layer"
 
-`CONFIG` may stay as it was: `url` is the broker, as kombu reads it: `//` at its end is the virtual host `/`. TOWERWS_BROKER
-wins over it. Other keys of the former layer are ignored.
+`CONFIG` may stay as it was. Its `url` is the broker, in kombu's form: `//` at its end means the virtual host `/`. TOWERWS_BROKER
+overrides `url`. Other keys of the former layer are ignored.
 """
 
 import uuid
@@ -13,15 +13,15 @@ from towerws_producer.awx import Relay
 
 
 class ChannelFull(Exception):
-    """channels catches this; it is never raised."""
+    """channels catches this exception. This layer never raises it."""
 
 
 class MessageTooLarge(Exception):
-    """channels knows this name; it is never raised."""
+    """channels expects this name. This layer never raises the exception."""
 
 
 class Layer:
-    """Publishes `send_group`. The calls for websockets do nothing, because towerws serves them."""
+    """Publishes the messages of `send_group`. The calls for websockets do nothing, because towerws serves the websockets."""
 
     extensions = ["groups"]  # noqa: RUF012 - channels' own shape: it looks for a word in a list
     group_expiry = 86400
@@ -47,17 +47,17 @@ class Layer:
         """Do nothing: towerws knows its subscribers."""
 
     def group_channels(self, group: str) -> List[str]:
-        """No channel of this process is in a group."""
+        """Return an empty list: no channel of this process is in a group."""
         return []
 
     def receive(self, channels: List[str], block: bool = False) -> Tuple[Optional[str], Optional[Dict[str, Any]]]:
-        """Nothing ever arrives."""
+        """Return no channel and no message: nothing ever arrives."""
         return None, None
 
     receive_many = receive
 
     def new_channel(self, pattern: str) -> str:
-        """A unique name."""
+        """Return a unique name."""
         return pattern + uuid.uuid4().hex
 
     def flush(self) -> None:

@@ -1,6 +1,6 @@
 """One connection to one broker, from the attempt to its end.
 
-It runs on the producer's thread, on pika's own event loop, because pika's blocking connection waits for each confirm before it
+A connection runs on the producer's thread, on pika's own event loop. pika's blocking connection would wait for each confirm before it
 sends the next message. The other threads call `wake` and `stop` only.
 
 state      | opened              | wake, confirm, return | blocked           | no answer in time  | closed, refused
@@ -26,18 +26,20 @@ from towerws_producer.publishing import Events, Publishing
 from towerws_producer.settings import Settings
 
 codecs.lookup("idna")
-# `getaddrinfo` imports this codec at its first call, on the thread. A child that was forked meanwhile had half of it, and could
-# never connect.
+# `getaddrinfo` imports this codec at its first call, on the producer's thread. If the process forked during that import, the child had a
+# half-imported module, and could never connect. So import the codec here.
 
 TICK_S = 0.5
+"""Interval between two checks of the deadlines."""
+
 CLOSE_S = 1.0
-"""Seconds for a proper close before the socket is dropped."""
+"""How long an orderly close may take. Then the socket is dropped."""
 
 
 class Connection:
-    """One connection. `run` makes the attempt and returns once it has ended. `again`: one was lost or failed before.
+    """One connection. `run` connects, and returns once the connection has ended. `again`: an earlier connection was lost or failed.
 
-    Raises `OSError` if the process has no free descriptor.
+    The constructor raises `OSError` if the process has no free descriptor.
     """
 
     def __init__(self, address: Address, settings: Settings, events: Events, declare: bool, again: bool = False) -> None:
@@ -57,7 +59,7 @@ class Connection:
         self._failure: Optional[Failure] = None
 
     def run(self) -> Failure:
-        """Connect, publish, and return why it ended."""
+        """Connect, publish, and return why the connection ended."""
         quiet_pika()
         try:
             self._connection = SelectConnection(
@@ -69,20 +71,20 @@ class Connection:
             )
             self._loop.call_later(TICK_S, self._tick)
             self._run_loop()
-        except Exception as error:  # noqa: BLE001 - pika raises what a damaged stream or a wrong TLS file made of it
+        except Exception as error:  # noqa: BLE001 - a damaged stream or a wrong TLS file can make pika raise any exception
             self._fail(self._judge(error, "connecting to" if not self._ready else "publishing to"))
             self._end_after_error()
         return self._failure or Failure(Unreachable(f"{self._address}: the connection ended"))
 
     def _end_after_error(self) -> None:
-        """pika's loop raised: let it end the connection, which takes another iteration or two."""
+        """Run pika's loop again after it raised, so that it ends the connection. That takes an iteration or two."""
         if self._connection is not None:
             with suppress(Exception):
                 self._give_up()
                 self._run_loop()
 
     def _run_loop(self) -> None:
-        # The start needs a descriptor. Without one, pika's loop can neither run nor be closed. So try that first.
+        # The loop's start needs a descriptor. If it fails there, pika's loop can neither run nor be closed. So try the poller first.
         self._loop.activate_poller()
         self._loop.deactivate_poller()
         self._loop.start()
@@ -90,15 +92,15 @@ class Connection:
     def close_loop(self) -> None:
         """Release all descriptors. Nothing may call `wake` after this."""
         self._services.close_sockets()
-        with suppress(AssertionError):  # it could not start, because another thread took the last descriptor meanwhile
+        with suppress(AssertionError):  # the loop could not start, because another thread took the last descriptor
             self._loop.close()
 
     def wake(self) -> None:
-        """Take new events. May be called from any thread."""
+        """Make the connection send new events. May be called from any thread."""
         self._loop.add_callback_threadsafe(self._publishing.pump)
 
     def stop(self) -> None:
-        """Close the connection properly. May be called from any thread."""
+        """Close the connection in an orderly way. May be called from any thread."""
         self._loop.add_callback_threadsafe(self._stop)
 
     # Opening
@@ -168,12 +170,12 @@ class Connection:
             self._give_up()
 
     def _end(self, failure: Failure) -> None:
-        """The peer is silent, and would not answer a close."""
+        """End the connection at once, without a close: the broker is silent, and would not answer one."""
         self._fail(failure)
         self._give_up()
 
     def _fail(self, failure: Failure) -> None:
-        """Stop publishing. The first failure counts."""
+        """Stop publishing, and note the failure if it is the first one."""
         self._publishing.pause()
         if self._failure is None:
             self._failure = failure
@@ -184,7 +186,10 @@ class Connection:
         self._drop_socket()
 
     def _drop_socket(self) -> None:
-        """While it opens, `close` drops the connection at once. Later only the transport does, and pika has no public way to it."""
+        """Drop the socket without a close frame.
+
+        While the connection opens, pika's `close` does that. Later only the transport can, and pika has no public way to it.
+        """
         connection = self._connection
         transport = getattr(connection, "_transport", None)
         try:
@@ -193,7 +198,7 @@ class Connection:
             elif transport is not None:
                 transport.abort()
         except (pika_exceptions.AMQPError, AssertionError):
-            self._loop.stop()  # it is ending already
+            self._loop.stop()  # the connection is ending already
 
     def _not_opened(self, _: Any, error: Any) -> None:
         self._fail(self._judge(error if isinstance(error, BaseException) else Exception(str(error)), "connecting to"))
@@ -204,7 +209,7 @@ class Connection:
         self._loop.stop()
 
     def _channel_closed(self, _: Any, error: BaseException) -> None:
-        """The broker closes the channel because of an error in our requests. The connection is useless without it."""
+        """Close the connection, because the broker closed its only channel. The broker does that after an error in our requests."""
         if self._failure is not None:
             return
         self._fail(self._judge(error, "publishing to"))

@@ -6,7 +6,7 @@
     def order_saved(sender, instance, **kwargs):
         emit_on_commit("orders.%d" % instance.pk, {"status": instance.status})
 
-The broker is `TOWERWS_BROKER` in Django's settings or in the environment. `TOWERWS_EXCHANGE` likewise.
+`TOWERWS_BROKER` and `TOWERWS_EXCHANGE`, in Django's settings or in the environment, name the broker and the exchange.
 """
 
 from functools import partial
@@ -19,11 +19,11 @@ from towerws_producer.producer import Producer
 
 
 def emit_on_commit(topic: str, payload: Payload, using: Optional[str] = None) -> None:
-    """Emit when the current transaction commits, or at once without one. A rollback emits nothing. It never raises for an event.
+    """Emit when the current transaction commits, or at once without a transaction. A rollback emits nothing. It never raises for an event.
 
-    A mapping is encoded now, so a receiver sees the state at this call.
+    It encodes the payload at this call, so later changes of a mapping are not published.
     """
-    from django.db import transaction  # noqa: PLC0415 - settings need not be there when this module is imported
+    from django.db import transaction  # noqa: PLC0415 - Django's settings may not exist yet when this module is imported
 
     producer = _producer()
     if producer is None:
@@ -31,13 +31,13 @@ def emit_on_commit(topic: str, payload: Payload, using: Optional[str] = None) ->
     try:
         body = encode(payload, producer.max_payload_bytes)
     except ProducerError:
-        producer.emit(topic, payload)  # counts and logs it
+        producer.emit(topic, payload)  # counts and logs the bad payload
         return
     transaction.on_commit(partial(producer.emit, topic, body), using=using)
 
 
 def _producer() -> Optional[Producer]:
-    """The process's producer, made from Django's settings if they name a broker."""
+    """Return the process's producer. The first call makes it, from Django's settings or the environment. None if they can't be used."""
     from django.conf import settings  # noqa: PLC0415
 
     if not towerws_producer.is_configured():

@@ -1,11 +1,11 @@
-"""The errors of `publish`. `emit` raises none of these: it counts and logs them.
+"""The errors of `publish`. `emit` raises none of them, but counts and logs them.
 
-`reason` is the word under which `Producer.stats()["dropped"]` counts such an event.
+`reason` is the word under which `Producer.stats()["dropped"]` counts an event with this error.
 """
 
 
 class ProducerError(Exception):
-    """The root of all errors of this package."""
+    """The base class of all errors of this package."""
 
     reason = "error"
 
@@ -29,13 +29,13 @@ class BadPayload(ProducerError, ValueError):
 
 
 class PayloadTooLarge(BadPayload):
-    """The encoded payload is over `max_payload_bytes`, and the daemon would skip it. Or it is larger than the buffer."""
+    """The encoded payload is larger than `max_payload_bytes`, so the daemon would skip it, or larger than the buffer."""
 
     reason = "too_large"
 
 
 class BufferFull(ProducerError):
-    """The event was dropped for newer ones: the broker accepts less than is published."""
+    """The event was dropped to make room for newer ones, because the broker accepts fewer events than are published."""
 
     reason = "buffer_full"
 
@@ -71,7 +71,7 @@ class Nacked(NotConfirmed):
 
 
 class Refused(ProducerError):
-    """The broker refuses, and waiting will not help."""
+    """The broker refuses the connection or the event, and a retry can't help."""
 
     reason = "refused"
 

@@ -16,17 +16,20 @@ _processes: Set[int] = set()
 
 
 def register(producer: Any) -> None:
-    """Flush this producer when the process ends. It is kept until it is closed: its events must outlive the last reference to it."""
+    """Flush this producer when the process ends.
+
+    This module keeps a reference until the producer is closed. Otherwise its events would be lost with the application's last reference.
+    """
     _producers.add(producer)
 
 
 def unregister(producer: Any) -> None:
-    """Forget a closed producer."""
+    """Remove a closed producer."""
     _producers.discard(producer)
 
 
 def register_process() -> None:
-    """Use all the ways in which this process may end. Called once, when the process first publishes."""
+    """Register `flush_all` for all ways in which this process may end. A second call in a process does nothing."""
     pid = os.getpid()
     if pid in _processes:
         return
@@ -35,7 +38,7 @@ def register_process() -> None:
     for name in ("multiprocessing.util", "billiard.util"):
         util = sys.modules.get(name)
         if util is not None:
-            # A high priority: before the application's own queues and pools are torn down.
+            # The high priority makes this run before the application's own queues and pools end.
             util.Finalize(None, flush_all, exitpriority=100)
     signals = sys.modules.get("celery.signals")
     if signals is not None:
@@ -43,7 +46,7 @@ def register_process() -> None:
 
 
 def flush_all() -> None:
-    """Flush every producer, each within its own bound. It never raises."""
+    """Flush every producer, each within its own deadline. It never raises."""
     for producer in list(_producers):
         with suppress(Exception):
             producer.flush_at_exit()

@@ -1,4 +1,4 @@
-"""Why a connection ended or a message was refused, with what the publisher can do."""
+"""Translates the errors of pika and the broker into errors that say what the publisher can do."""
 
 import ssl
 from typing import Any, Tuple
@@ -19,18 +19,19 @@ from towerws_producer.errors import (
 
 
 class Failure:
-    """Why a connection ended. `error` is what a waiting `publish` raises. `retryable` is False if waiting will not help."""
+    """Why a connection ended. `error` is the error that a waiting `publish` raises. `retryable` is False if a retry can't help."""
 
     def __init__(self, error: ProducerError, retryable: bool = True, suspect: bool = False, may_not_declare: bool = False) -> None:
         self.error = error
         self.retryable = retryable
         self.suspect = suspect
-        """The broker closed the channel because of a message that was in flight."""
+        """Whether the broker closed the channel because of a message that was in flight."""
         self.may_not_declare = may_not_declare
+        """Whether the user lacks the permission to declare the exchange. Publishing to an existing exchange may still work."""
 
 
 def unroutable(exchange: str) -> ProducerError:
-    """The error of an event that reached no queue."""
+    """Return the error of an event that reached no queue."""
     return Unroutable(
         f"no queue is bound to the exchange {exchange!r} for this topic: is a towerws daemon running, and does it read from this exchange "
         "and virtual host?"
@@ -38,22 +39,22 @@ def unroutable(exchange: str) -> ProducerError:
 
 
 def no_queue_yet(exchange: str) -> ProducerError:
-    """The error of an event that waits for a queue."""
+    """Return the error of an event that waits for a queue."""
     return NotConfirmed(f"no queue takes events from the exchange {exchange!r} yet")
 
 
 def nacked(exchange: str) -> ProducerError:
-    """The error of an event that a queue refuses for now."""
+    """Return the error of an event that a queue has nacked."""
     return Nacked(f"a queue behind the exchange {exchange!r} takes no events (nack): is it at its maximum length?")
 
 
 def cant_be_carried(error: Exception) -> ProducerError:
-    """The error of an event with a property that can't be encoded. The text names no value."""
+    """Return the error of an event with a property that can't be encoded. The text names no value."""
     return ConfigError(f"AMQP can't carry the event ({type(error).__name__}): check its message_id")
 
 
 def judge(error: BaseException, doing: str, exchange: str, ready: bool) -> Failure:
-    """Translate pika's error into one with a remedy for the publisher."""
+    """Return the failure for an error of pika's, with a text that says what to do. `ready`: whether the connection could publish."""
     inner = _unwrapped(error)
     code, text = _reply(inner)
     if isinstance(inner, (pika_exceptions.ProbableAuthenticationError, pika_exceptions.AuthenticationError)) or (
@@ -79,7 +80,7 @@ def _judge_channel(code: int, text: str, doing: str, exchange: str, ready: bool)
             retryable=False,
         )
     if code == 403:
-        if not ready:  # declaring needs the right to configure, publishing to a declared exchange does not
+        if not ready:  # declaring needs the permission `configure`, and publishing to an existing exchange does not
             return Failure(Refused(f"{doing}: may not declare the exchange {exchange!r}"), may_not_declare=True)
         return Failure(
             Refused(f"{doing}: the user may not write to the exchange {exchange!r} or to this topic there"),

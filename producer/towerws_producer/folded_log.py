@@ -1,4 +1,4 @@
-"""Folds repeated log lines: the first one is written, and the next one has the number of those in between."""
+"""Folds repeated log lines: writes the first one, counts those of the next minute, and adds their number to the next line."""
 
 import logging
 import time
@@ -18,7 +18,7 @@ class FoldedLog:
         self._written: Dict[str, Tuple[float, int]] = {}
 
     def fold(self, kind: str, text: str, level: int = logging.WARNING) -> None:
-        """Write the text, or count it. It never raises: a broken log handler must not reach the caller of `emit`."""
+        """Write the text, or count it. It never raises, because a broken log handler must not affect the caller of `emit`."""
         now = self._clock()
         last, left_out = self._written.get(kind, (now - EVERY_S, 0))
         if now - last < EVERY_S:

@@ -1,4 +1,4 @@
-"""Payloads: one JSON object each. A mapping is encoded once. Text and bytes are JSON already and pass through byte for byte."""
+"""Encodes and checks payloads, one JSON object each. A mapping is encoded once. Text and bytes are JSON already, and are not changed."""
 
 import json
 import re
@@ -14,7 +14,7 @@ _is_braced = re.compile(rb"[ \t\r\n]*\{.*\}[ \t\r\n]*", re.DOTALL).fullmatch
 
 
 def _default(value: Any) -> Any:
-    """Encode what the standard encoder can't: Django's dates, decimals, UUIDs and lazy texts, if the application uses Django."""
+    """Encode dates, decimals, UUIDs and lazy texts as Django does, if the application uses Django. The standard encoder can't."""
     if "django" in sys.modules:
         from django.core.serializers.json import DjangoJSONEncoder  # noqa: PLC0415 - an application without Django has none
 
@@ -22,12 +22,12 @@ def _default(value: Any) -> Any:
     raise TypeError(f"Object of type {type(value).__name__} is not JSON serializable")
 
 
-# NaN is refused: a browser's JSON.parse fails on it, and the event would be lost there silently.
+# NaN is refused, because a browser's JSON.parse fails on it, and the event would be lost there silently.
 _encode = json.JSONEncoder(allow_nan=False, separators=(",", ":"), default=_default).encode
 
 
 def encode(payload: Payload, max_bytes: int) -> bytes:
-    """Return the payload's bytes. `BadPayload` or `PayloadTooLarge` says what is wrong with an invalid one."""
+    """Return the payload's bytes. Raises `BadPayload` or `PayloadTooLarge` with what is wrong."""
     if isinstance(payload, str):  # first, because AWX sends thousands of texts per second
         try:
             data = _bounded(payload.encode("utf-8"), max_bytes)

@@ -1,4 +1,4 @@
-"""pika logs pages for each failed attempt. The producer logs one line for it, and filters pika's lines about its connections."""
+"""Filters pika's log lines about the producer's connections. pika logs pages for each failed attempt, the producer one line."""
 
 import logging
 import threading
@@ -6,7 +6,7 @@ from typing import Optional, Set
 
 
 class _NotFromOurThread(logging.Filter):
-    """Drops pika's log lines about the producer's connections: pages for each failed attempt, where the producer logs one line."""
+    """Drops the log lines of some threads."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -30,10 +30,10 @@ def quiet_pika() -> None:
 
 
 def forget_quiet() -> None:
-    """Stop filtering for the calling thread, which ends: another one may get its number."""
+    """Stop filtering for the calling thread, which ends, because another thread may get its number."""
     _filter.threads.discard(threading.get_ident())
 
 
 def forget_all_quiet() -> None:
-    """Stop filtering after a fork: the parent's threads do not exist here."""
+    """Stop filtering for all threads, after a fork: the parent's threads do not exist in this process."""
     _filter.threads.clear()

@@ -17,7 +17,7 @@ from towerws_producer.worker import Worker
 PUBLISH_S = 10.0
 FLUSH_S = 10.0
 EXIT_S = 10.0
-"""Seconds that an ending process gives all its events, while the broker keeps confirming."""
+"""How long an ending process waits for all its events, while the broker keeps confirming."""
 
 
 class Producer:
@@ -26,7 +26,7 @@ class Producer:
     Arguments, all by name:
       broker             amqp:// or amqps:// URL, several with commas or as a list; otherwise TOWERWS_BROKER
       exchange           the topic exchange; otherwise TOWERWS_EXCHANGE, otherwise "towerws"
-      declare            declare the exchange when connecting (True); without that right it still publishes
+      declare            declare the exchange when connecting (True); without that permission it still publishes
       mandatory          the broker reports events that reach no queue (True); they are counted and logged
       tls_ca             a file with certificates to trust instead of the system's; otherwise TOWERWS_TLS_CA
       buffer_bytes       bytes kept while the broker is slow or away (16 MiB); beyond, the oldest are dropped and counted
@@ -51,13 +51,13 @@ class Producer:
 
     @property
     def max_payload_bytes(self) -> int:
-        """Larger payloads are refused."""
+        """The setting `max_payload_bytes`: larger payloads are refused."""
         return self._settings.max_payload_bytes
 
     def emit(self, topic: str, payload: Payload) -> bool:
         """Publish without waiting: buffer the event and return. It never raises and never waits for the broker.
 
-        False if the event was refused at once (a bad topic or payload). It is then counted and logged.
+        Returns False if the event was refused at once (a bad topic or payload). Such an event is counted and logged.
         """
         try:
             worker = self._worker()
@@ -66,7 +66,7 @@ class Producer:
             except ProducerError as error:
                 worker.refuse(str(topic), error)
                 return False
-        except Exception as error:  # noqa: BLE001 - the promise: an event never costs its caller more than itself
+        except Exception as error:  # noqa: BLE001 - `emit` promises that it never raises
             self._log.fold("bug", f"dropped an event: {type(error).__name__}")
             return False
         return True
@@ -74,8 +74,9 @@ class Producer:
     def publish(self, topic: str, payload: Payload, timeout: float = PUBLISH_S, message_id: Optional[str] = None) -> str:
         """Publish and wait for the broker's confirm. Returns the message id.
 
-        Raises the reason why it was not confirmed (towerws_producer.errors). After `NotConfirmed` (`timeout` seconds) the event
-        is still in the buffer and may still arrive. Publish it again with the same `message_id`, and the daemon drops the second copy.
+        Raises the reason why the event was not confirmed (towerws_producer.errors). `NotConfirmed`, after `timeout` seconds, means that the
+        event is still in the buffer and may still arrive. If it is published again with the same `message_id`, the daemon drops the second
+        copy.
         """
         answers: List[Optional[ProducerError]] = []
         done = threading.Event()
@@ -94,7 +95,10 @@ class Producer:
     def submit(
         self, topic: str, payload: Payload, resolve: Callable[[Optional[ProducerError]], None], message_id: Optional[str] = None
     ) -> Publication:
-        """Buffer an event. `resolve` is called from another thread, with None once it is confirmed, otherwise with the error."""
+        """Buffer an event. `resolve` is called from another thread: with None once the event is confirmed, otherwise with the error.
+
+        Raises `ProducerError` for an event that can't be buffered.
+        """
         if message_id is not None and not 1 <= utf8_bytes(message_id) <= 255:
             raise ConfigError("message_id: expected text of 1 to 255 bytes")
         publication = Publication(message_id, resolve)
@@ -102,16 +106,16 @@ class Producer:
         return publication
 
     def gave_up(self, publication: Publication) -> ProducerError:
-        """Stop waiting for this event. Returns the error that says why it isn't confirmed."""
+        """Stop waiting for this event, which is still published. Returns the error that says why it isn't confirmed."""
         return self._worker().give_up(publication)
 
     def flush(self, timeout: float = FLUSH_S) -> bool:
-        """Wait until the events so far are confirmed or dropped. False if that takes longer than `timeout` seconds."""
+        """Wait until the events so far are confirmed or dropped. Returns False if that takes longer than `timeout` seconds."""
         worker = self._workers.get(os.getpid())
         return True if worker is None else worker.flush(timeout)
 
     def flush_at_exit(self) -> None:
-        """Wait for events that a working broker can still accept: this process ends."""
+        """Flush because the process ends. Gives up after `exit_s` seconds without a confirm, and drops the remaining events."""
         worker = self._workers.get(os.getpid())
         if worker is None:
             return
@@ -119,7 +123,7 @@ class Producer:
             worker.drop_rest()
 
     def close(self, timeout: float = FLUSH_S) -> None:
-        """Flush, then end the thread and the connection. Events not confirmed within `timeout` seconds are dropped and counted."""
+        """Flush, then end the thread and the connection. Events not confirmed after `timeout` seconds are dropped and counted."""
         worker = self._workers.get(os.getpid())
         if worker is not None:
             if timeout > 0:
@@ -128,10 +132,11 @@ class Producer:
         exits.unregister(self)
 
     def stats(self) -> Dict[str, Any]:
-        """This process's figures.
+        """Return this process's figures.
 
-        Counts of events: emitted, sent, confirmed, resent, nacked, dropped (by reason), buffered (and buffered_bytes). How often it
-        connected, its state (idle, connecting, ready, blocked, down), and the reason of the last two.
+        Counts of events: `emitted`, `sent`, `confirmed`, `resent`, `nacked`, `dropped` (by reason), `buffered` (and `buffered_bytes`).
+        `connected` is how often the producer connected. `state` is idle, connecting, ready, blocked or down. `reason` is why it is blocked
+        or down.
         """
         return self._worker().stats()
 
@@ -145,10 +150,10 @@ class Producer:
         pid = os.getpid()
         worker = self._workers.get(pid)
         if worker is None:
-            # `setdefault` is atomic. A lock could be held by another thread during a fork.
+            # `setdefault` is atomic. Another thread could hold a lock during a fork, so there is none.
             worker = self._workers.setdefault(pid, Worker(self._settings, FoldedLog() if self._workers else self._log))
             for other in list(self._workers):
-                if other != pid:  # the parent's worker is only forgotten, so that its connection is not touched
+                if other != pid:  # the parent's worker is not closed, because the parent still uses its connection
                     _parents.append(self._workers.pop(other))
                     forget_all_quiet()
             exits.register(self)
@@ -163,4 +168,4 @@ ARGUMENTS = {
 """The arguments of `Producer`, besides `broker`."""
 
 _parents: List[Worker] = []
-"""Workers of the parent processes. They are kept, so that no destructor closes their connections."""
+"""Workers of parent processes. This list keeps them, so that no destructor closes their connections."""

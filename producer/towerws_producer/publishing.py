@@ -1,11 +1,11 @@
-"""Sends events on an open channel and sorts the broker's answers: confirmed, returned, or nacked.
+"""Sends events on an open channel and handles the broker's answers: confirmed, returned, or nacked.
 
-An event that the broker refuses for now (a nack) is sent again after a pause. The pause doubles while no repeated event is
-confirmed. Other events go on meanwhile.
+A nacked event is sent again after a pause. The pause doubles until an event that was sent again is confirmed. Other events go on
+meanwhile.
 
-A broker that has just started accepts connections before its streams take messages. Until then it returns what is published.
-RabbitMQ 3.10.8 did so for 40 to 80 ms, and on a busy machine for more than 400 ms. After a lost or failed connection the first event is
-therefore sent alone, and again while it is returned, for up to `ROUTE_S`. The others wait behind it.
+A broker that has just started accepts connections before its streams take messages. Until then it returns the messages. RabbitMQ 3.10.8
+returned them for 40 to 80 ms, and on a busy machine for more than 400 ms. So after a lost or failed connection the first event is sent
+alone. While the broker returns it, it is sent again, for up to `ROUTE_S`. The other events wait behind it.
 """
 
 import random
@@ -22,18 +22,18 @@ from towerws_producer.failures import cant_be_carried, nacked, unroutable
 from towerws_producer.settings import Settings
 
 BATCH = 8
-"""Events per iteration of the loop. Each ends in a write, which lets other threads run: 8 events are about 0.4 ms of pika."""
+"""Most events in one iteration of the loop. 8 events take pika about 0.4 ms. The write of each one lets other threads run."""
 
 RETRY_MIN_S = 0.1
 RETRY_MAX_S = 5.0
 RETRY_EVENTS = 100
-"""Seconds before nacked events are sent again, and how many at once: a full queue usually stays full for a while."""
+"""The pause before nacked events are sent again, and how many are sent at once. A full queue usually stays full for a while."""
 
 ROUTE_S = 15.0
 ROUTE_PAUSE_S = 0.1
-"""Seconds to wait for a queue, and between two attempts. A daemon binds a lost stream again within 12 s."""
+"""How long an event waits for a queue, and the pause between two attempts. A daemon binds a lost stream again within 12 s."""
 
-TRANSIENT = 1  # AMQP's delivery_mode: live events are worth nothing after a broker's restart
+TRANSIENT = 1  # AMQP's delivery_mode: live events need not survive a broker's restart
 
 
 class Events(ABC):
@@ -41,45 +41,45 @@ class Events(ABC):
 
     @abstractmethod
     def take(self, most: int) -> List[Event]:
-        """Up to `most` events to send now."""
+        """Return up to `most` events to send now."""
 
     @abstractmethod
     def confirmed(self, events: List[Event]) -> None:
-        """The broker has confirmed them."""
+        """Handle events that the broker has confirmed."""
 
     @abstractmethod
     def failed(self, event: Event, error: ProducerError) -> None:
-        """The broker refuses this one, and will always do so."""
+        """Handle an event that the broker will always refuse."""
 
     @abstractmethod
     def returned(self, event: Event) -> None:
-        """No queue takes this one yet. It is the next that `take` gives."""
+        """Handle an event that no queue takes yet. `take` returns it next."""
 
     @abstractmethod
     def nacked(self, events: List[Event], error: ProducerError) -> None:
-        """The broker refuses these for now."""
+        """Handle events that the broker has nacked. `retry` sends them again."""
 
     @abstractmethod
     def retry(self, most: int) -> bool:
-        """Offer up to `most` nacked events to `take` again. Returns whether there are more."""
+        """Let `take` return up to `most` nacked events again. Returns whether there are more of them."""
 
     @abstractmethod
     def message_id(self, event: Event) -> str:
-        """The event's id, which is the same for every copy."""
+        """Return the event's id, which is the same for every copy."""
 
     @abstractmethod
     def ready(self) -> None:
-        """Events can be published now."""
+        """Note that events can be published now."""
 
     @abstractmethod
     def blocked(self, reason: Optional[str]) -> None:
-        """The broker accepts nothing for this reason, or None once it accepts events again."""
+        """Note that the broker accepts no messages for this reason. None: it accepts them again."""
 
 
 class Publishing:
     """The events in flight on one channel. Between `start` and `pause` it sends available events.
 
-    `again` says that a connection was lost or failed before: the broker may have just started.
+    `again`: whether an earlier connection was lost or failed, so that the broker may have just started.
     """
 
     def __init__(self, settings: Settings, events: Events, loop: Any, again: bool = False) -> None:
@@ -96,13 +96,15 @@ class Publishing:
         self._retry_s = RETRY_MIN_S
         self._retrying = False
         self._routed = not again
-        """Whether a queue took an event, or is no longer waited for."""
+        """Whether a queue took an event, or the wait for a queue is over."""
         self._route_until: Optional[float] = None
+        """When the wait for a queue ends, by the monotonic clock. None before the first return."""
         self._route_pause = False
+        """Whether a pause before the next attempt is under way."""
 
     @property
     def waits_since(self) -> Optional[float]:
-        """The time when the oldest event in flight was sent, by the monotonic clock. None if there is none."""
+        """When the oldest event in flight was sent, by the monotonic clock. None if no event is in flight."""
         oldest = next(iter(self._unconfirmed.values()), None)
         return None if oldest is None else oldest.sent_at
 
@@ -113,7 +115,7 @@ class Publishing:
         channel.confirm_delivery(self._confirm, callback=callback)
 
     def start(self) -> None:
-        """Start sending. Each confirm gets its full time from now on: a broker that was blocked did not read."""
+        """Start sending. The timeout of each confirm begins again, because a broker that was blocked did not read."""
         self._running = True
         self._route_until = None
         now = time.monotonic()
@@ -136,7 +138,7 @@ class Publishing:
             event.sends += 1
             event.sent_at = now
             sent += self._send(event)
-        # After a dropped event no confirm may come that sends the next one.
+        # If `_send` dropped an event, no confirm may come that would call `pump` again.
         if (len(events) == BATCH or sent < len(events)) and not self._pumping:
             self._pumping = True
             self._loop.add_callback_threadsafe(self._pump_again)
@@ -158,7 +160,7 @@ class Publishing:
                 raise
             self._events.failed(event, cant_be_carried(error))
             return False
-        self._tag += 1  # the broker counts what it gets
+        self._tag += 1  # the delivery tag: the broker counts the messages that it gets on the channel
         self._unconfirmed[self._tag] = event
         return True
 
@@ -182,7 +184,7 @@ class Publishing:
         self.pump()
 
     def _answered(self, method: Any) -> List[Event]:
-        """The events that a confirm or a nack names. They are removed here."""
+        """Remove the events that a confirm or a nack names, and return them."""
         tags = [method.delivery_tag]
         if method.multiple:
             tags = []
@@ -193,6 +195,7 @@ class Publishing:
         return [event for event in (self._unconfirmed.pop(tag, None) for tag in tags) if event is not None]
 
     def _confirm_some_returned(self, events: List[Event]) -> None:
+        """Handle confirmed events of which the broker has returned some: a returned event is confirmed, too."""
         for event in events:
             place = self._events.message_id(event), event.topic
             if not self._returned[place]:
@@ -210,7 +213,7 @@ class Publishing:
                 self._events.failed(event, unroutable(self._settings.exchange))
 
     def _waits_for_a_queue(self) -> bool:
-        """Whether a returned event is sent again. The time counts from the first return."""
+        """Whether a returned event is sent again: for `ROUTE_S` seconds from the first return, unless a queue has taken an event."""
         if not self._routed:
             now = time.monotonic()
             if self._route_until is None:
@@ -223,7 +226,7 @@ class Publishing:
         self.pump()
 
     def _take_back(self, _channel: Any, method: Any, properties: Any, _body: bytes) -> None:
-        """No queue took it. Its confirm follows, and only then is the event done."""
+        """Note that no queue took an event. Its confirm follows, and `_confirm_some_returned` handles it then."""
         self._returned[properties.message_id, method.routing_key] += 1
 
     def _retry_later(self) -> None:
@@ -233,7 +236,7 @@ class Publishing:
             self._retry_s = min(2 * self._retry_s, RETRY_MAX_S)
 
     def _retry(self) -> None:
-        """Send some again. If there are more, they follow after another pause."""
+        """Send nacked events again. If there are more than `RETRY_EVENTS`, the others follow after another pause."""
         self._retrying = False
         if self._events.retry(RETRY_EVENTS):
             self._retry_later()
@@ -241,9 +244,9 @@ class Publishing:
 
 
 def _encoding_error(properties: Any) -> Optional[Exception]:
-    """Why the properties can't be encoded. None if they can be: the connection has another fault, and the event stays."""
+    """Return why the properties can't be encoded. None if they can be: then the connection has another fault, and the event stays."""
     try:
         pika.frame.Header(1, 0, properties).marshal()
-    except Exception as error:  # noqa: BLE001 - a codec's, pika's, or one of `struct`
+    except Exception as error:  # noqa: BLE001 - it may be an error of a codec, of pika or of `struct`
         return error
     return None

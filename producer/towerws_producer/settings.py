@@ -12,7 +12,7 @@ MAX_EXCHANGE_BYTES = 127
 
 
 class Settings:
-    """A producer's settings. Their meaning and their defaults are documented at `Producer`."""
+    """A producer's settings. The docstring of `Producer` has their meaning and defaults. Raises `ConfigError`."""
 
     def __init__(
         self,
@@ -50,7 +50,7 @@ class Settings:
 
 
 def utf8_bytes(text: str) -> int:
-    """Return the bytes of the text in UTF-8, or 0 for a lone surrogate: Python's form of a byte that was no UTF-8."""
+    """Return the length of the text in UTF-8 bytes. 0 if the text has a lone surrogate, which Python makes of a byte that is no UTF-8."""
     try:
         return len(text.encode("utf-8"))
     except UnicodeEncodeError:
@@ -58,7 +58,7 @@ def utf8_bytes(text: str) -> int:
 
 
 def _positive(name: str, value: float, least: float = 0.001) -> float:
-    number: object = value  # a value of a settings file
+    number: object = value  # from a settings file it may have any type
     if isinstance(number, bool) or not isinstance(number, (int, float)) or not least <= number < float("inf"):
         raise ConfigError(f"{name}: expected a number, at least {least}")
     return number

@@ -1,7 +1,7 @@
 """The daemon's rules for topics: a group, a dot, an event (`job_events.42`). AWX writes `job_events-42`.
 
-They are checked here too, so that a wrong name is the publisher's error and not a message that the daemon skips. Names are plain
-data: printable ASCII without `.`, `*`, `#`, quotes or backslashes, so that none of them is a pattern on the broker.
+The producer checks the rules, too, so that the publisher gets an error for a wrong name, and not only the daemon skips the message. An
+event is printable ASCII without `.`, `*`, `#`, double quotes and backslashes, so that no topic is a pattern on the broker.
 """
 
 import re
@@ -19,7 +19,7 @@ _is_group = re.compile(_GROUP).fullmatch
 
 
 def check_topic(topic: str) -> str:
-    """Return the topic. `BadTopic` names the rule that an invalid one breaks."""
+    """Return the topic. Raises `BadTopic` with the broken rule."""
     if not isinstance(topic, str):
         raise BadTopic(f"a topic is text, group.event; this is a {type(topic).__name__}")
     if _is_topic(topic):
@@ -33,7 +33,7 @@ def check_topic(topic: str) -> str:
 
 
 def topic_of_flat_name(name: str) -> str:
-    """`job_events-42` as the topic `job_events.42`: split at the first `-`. `BadTopic` for a name that can't be one."""
+    """Return the topic of a name with a dash: `job_events.42` for `job_events-42`. It is split at the first dash. Raises `BadTopic`."""
     group, dash, event = name.partition("-")
     if not dash:
         raise BadTopic(f"name {name[:80]!r} has no '-': expected group-event")

@@ -1,8 +1,8 @@
 """The thread that publishes, one per producer and process, and the state that it shares with the callers.
 
 Callers put events into the buffer under a lock and return. The thread owns the connection: it sends, reads confirms, reconnects.
-After a fork the child has its own worker (towerws_producer.producer), with an empty buffer: the parent sends its own
-buffered events.
+After a fork the child has its own worker (towerws_producer.producer). Its buffer is empty, because the parent sends the events that
+were buffered before the fork.
 """
 
 import logging
@@ -27,13 +27,13 @@ from towerws_producer.settings import MIB, Settings
 
 WINDOW_EVENTS = 1000
 WINDOW_BYTES = MIB
-"""Bounds for events in flight: enough to keep the broker busy over a slow line, and few to repeat after a loss."""
+"""Most events in flight: enough to keep the broker busy over a slow network, and few enough to send again after a lost connection."""
 
 BACKOFF_MIN_S = 0.1
 BACKOFF_MAX_S = 15.0
 
 CLOSE_S = 2.0
-"""Seconds for the thread to close the broker's connection properly."""
+"""How long `close` waits until the thread has closed the connection."""
 
 
 class Worker(Events):
@@ -43,16 +43,16 @@ class Worker(Events):
         self.pid = os.getpid()
         self._settings = settings
         self._log = log
-        # Reentrant: a signal handler or a log handler may emit while this thread is in here.
+        # Reentrant, because a signal handler or a log handler may call `emit` while its thread holds the lock.
         self._lock = threading.RLock()
         self._buffer = Buffer(settings.buffer_bytes)
         self._largest = settings.buffer_bytes - EVENT_BYTES
         self._ids = uuid4().hex[:20]
-        self._numbers = count(1)  # counting is one step of C: a signal handler that emits meanwhile gets another number
+        self._numbers = count(1)  # `next` is one step of C, so a signal handler that emits at the same time gets another number
         self._emitted = 0
         self._thread: Optional[threading.Thread] = None
         self._starting = threading.Lock()
-        """Held while the thread is started. The handler of a signal that comes then can't take it, so it starts no second thread."""
+        """Held while the thread is started. A signal handler that emits at this time can't acquire it, and so starts no second thread."""
         self._connection: Optional[Connection] = None
         self._pause = threading.Event()
         self._awake = False
@@ -60,10 +60,11 @@ class Worker(Events):
         self._state = "idle"
         self._down: Optional[ProducerError] = None
         self._rounds_failed = 0
-        """Rounds of attempts since something was confirmed."""
+        """Rounds of attempts since the broker last answered an event. A round tries each address."""
         self._unreachable = False
         """Whether no broker of the last round could be used."""
         self._suspects = 0
+        """How many of the next events may be the one because of which the broker closed a channel. Each is sent alone."""
         self._may_declare = settings.declare
         self.counters: Dict[str, int] = {"sent": 0, "confirmed": 0, "resent": 0, "nacked": 0, "connected": 0}
         self.dropped: Counter[str] = Counter()
@@ -71,9 +72,9 @@ class Worker(Events):
     # Called from any thread
 
     def put(self, topic: str, body: bytes, publication: Optional[Publication] = None) -> None:
-        """Buffer an event. It returns at once. The oldest events are dropped if there is no room.
+        """Buffer an event, and return at once. The oldest events are dropped if there is no room.
 
-        Raises `PayloadTooLarge` for an event that is larger than the whole buffer.
+        Raises `PayloadTooLarge` for an event that is larger than the whole buffer, and `ProducerClosed` after `close`.
         """
         if len(body) > self._largest:
             text = f"the payload has {len(body)} bytes, and buffer_bytes = {self._settings.buffer_bytes} has room for {self._largest}"
@@ -95,7 +96,7 @@ class Worker(Events):
         self._lose((topic, None), error)
 
     def message_id(self, event: Event) -> str:
-        """The event's id: given by the caller, or made of its number."""
+        """Return the event's id: the caller's, or one that is made of the event's number."""
         publication = event.publication
         if publication is None:
             return f"{self._ids}-{event.number:x}"
@@ -104,7 +105,7 @@ class Worker(Events):
         return publication.message_id
 
     def give_up(self, publication: Publication) -> ProducerError:
-        """Report no result for this event, which is still published. Returns why it isn't confirmed yet."""
+        """Report no result for this event any more. It is still published. Returns why it isn't confirmed yet."""
         with self._lock:
             publication.resolve = None
             error = publication.error or self._down
@@ -115,9 +116,9 @@ class Worker(Events):
             return NotConfirmed(f"no connection to {self._settings.addresses[0]} yet")
 
     def flush(self, timeout: float, give_up_s: Optional[float] = None) -> bool:
-        """Wait until the events buffered before this call are confirmed or dropped. False after `timeout` seconds.
+        """Wait until the events buffered before this call are confirmed or dropped. Returns False after `timeout` seconds.
 
-        With `give_up_s`, it also ends if nothing was confirmed for that many seconds.
+        With `give_up_s`, it also returns False if no event was confirmed for that many seconds, or no broker could be used.
         """
         done = threading.Event()
         with self._lock:
@@ -137,7 +138,7 @@ class Worker(Events):
                 left = deadline - now
                 if give_up_s is not None:
                     left = min(left, moved + give_up_s - now)
-                    if self._unreachable:  # waiting longer at exit does not help
+                    if self._unreachable:  # a longer wait at the end of the process does not help
                         return False
                     left = min(left, 0.05) if left > 0 else left
                 if left <= 0:
@@ -168,7 +169,7 @@ class Worker(Events):
             self._lose(dropped, ProducerClosed("the producer ended before the event was confirmed"))
 
     def stats(self) -> Dict[str, Any]:
-        """The figures."""
+        """Return the figures. See `Producer.stats`."""
         with self._lock:
             return {
                 "emitted": self._emitted,
@@ -183,18 +184,18 @@ class Worker(Events):
     # Events: called from the thread
 
     def take(self, most: int) -> List[Event]:
-        """Up to `most` events, if the window allows."""
+        """Return up to `most` events, if the bounds for events in flight allow."""
         with self._lock:
             window = 1 if self._suspects else WINDOW_EVENTS
             events = self._buffer.take(most, window, WINDOW_BYTES)
-            # Waiting events are taken at the next confirm or the next iteration. Otherwise the next event wakes us.
+            # If events still wait, the next confirm or iteration takes them. If none waits, the next event must wake the thread.
             self._awake = self._buffer.waiting > 0
             self.counters["sent"] += len(events)
             self.counters["resent"] += sum(event.sends > 0 for event in events)
         return events
 
     def confirmed(self, events: List[Event]) -> None:
-        """Remove them, and report to waiting callers."""
+        """Remove confirmed events, and report to their callers."""
         told = []
         with self._lock:
             for event in events:
@@ -209,7 +210,7 @@ class Worker(Events):
             _resolve(publication, None)
 
     def failed(self, event: Event, error: ProducerError) -> None:
-        """Drop it, and report to its caller."""
+        """Drop an event, and report to its caller."""
         with self._lock:
             ours = self._buffer.done(event)
             self._suspects = max(0, self._suspects - 1)
@@ -220,7 +221,7 @@ class Worker(Events):
             self._lose((event.topic, event.publication), error)
 
     def returned(self, event: Event) -> None:
-        """Let it wait again, in front. `publish` raises the reason if its caller's time ends meanwhile."""
+        """Let a returned event wait again, before all others. If its caller's timeout ends meanwhile, `publish` raises this reason."""
         error = no_queue_yet(self._settings.exchange)
         with self._lock:
             self._buffer.put_back(event)
@@ -230,12 +231,12 @@ class Worker(Events):
         self._log.fold("no queue", f"{error}; {hint}")
 
     def _routed(self) -> None:
-        """No event waits for a queue any more. The caller holds the lock."""
+        """Note that no event waits for a queue any more. The caller holds the lock."""
         if isinstance(self._down, NotConfirmed):
             self._down = None
 
     def nacked(self, events: List[Event], error: ProducerError) -> None:
-        """Keep them for `retry`, and log it."""
+        """Keep nacked events for `retry`, and log that."""
         with self._lock:
             for event in events:
                 if self._buffer.put_aside(event):
@@ -249,13 +250,13 @@ class Worker(Events):
             self._log.fold("nacked", f"{error} They are sent again, and kept meanwhile, up to {self._settings.buffer_bytes} bytes")
 
     def retry(self, most: int) -> bool:
-        """Let up to `most` of the nacked events wait again. Returns whether there are more."""
+        """Let up to `most` of the nacked events wait again. Returns whether there are more of them."""
         with self._lock:
             self._buffer.release(most)
             return self._buffer.set_aside > 0
 
     def ready(self) -> None:
-        """Log it once after an outage."""
+        """Note that the connection can publish. Log that, if there was an outage before."""
         with self._lock:
             was_down, self._down = self._down, None
             self._unreachable = False
@@ -266,7 +267,7 @@ class Worker(Events):
             say(logging.INFO, f"publishing to the broker again; {dropped} events were dropped since the start")
 
     def blocked(self, reason: Optional[str]) -> None:
-        """Log it. The connection stays."""
+        """Note the broker's alarm or its end, and log an alarm. The connection stays."""
         with self._lock:
             self._state = "ready" if reason is None else "blocked"
             self._down = None if reason is None else Blocked(f"the broker takes no messages: {reason}")
@@ -286,10 +287,10 @@ class Worker(Events):
         return None
 
     def _start(self) -> Optional[ProducerError]:
-        """Start the thread, or return why not.
+        """Start the thread, or return why it can't be started.
 
-        The process may have no thread left. An ending interpreter starts none. The event then stays buffered. The next event and the
-        next flush try again. In a signal handler that interrupted this very method, it does nothing.
+        The process may be at its limit of threads, and an ending interpreter starts none. Then the event stays buffered, and the next event
+        or flush tries again. In a signal handler that has interrupted this method, it does nothing.
         """
         if not self._starting.acquire(blocking=False):
             return None
@@ -306,7 +307,7 @@ class Worker(Events):
         return None
 
     def _say_not_started(self, error: ProducerError) -> None:
-        """Log it. The caller does not hold the lock, because a log handler may wait for a thread that emits."""
+        """Log that the thread can't be started. The caller must not hold the lock: a log handler may wait for a thread that emits."""
         text = f"{error}. The next event or flush tries again, and events are kept, up to {self._settings.buffer_bytes} bytes"
         self._log.fold("no thread", text)
 
@@ -362,7 +363,10 @@ class Worker(Events):
                 connection.close_loop()
 
     def _note(self, failure: Failure) -> None:
-        """Let events in flight wait again. Drop the event because of which the broker closed the channel."""
+        """Let events in flight wait again, and log the failure.
+
+        If the broker closed the channel because of an event, and that event is known, drop it.
+        """
         error = failure.error
         culprit: Optional[Event] = None
         with self._lock:
@@ -372,7 +376,7 @@ class Worker(Events):
                 self._may_declare, self._down = False, None
                 return
             if failure.suspect:
-                # One of these made the broker close the channel. Sent alone, it is identified.
+                # The broker closed the channel because of one of these events. They are sent again one by one, which shows the event.
                 self._suspects = len(recalled)
                 if len(recalled) == 1:
                     (culprit,) = recalled
@@ -383,14 +387,14 @@ class Worker(Events):
         self._log.fold("down " + error.reason, f"{error}; events are kept, up to {self._settings.buffer_bytes} bytes")
 
     def _refuse_published(self, error: ProducerError) -> None:
-        """Each broker refuses, and waiting will not help. Report that to the callers that wait, and drop their events."""
+        """Drop the events whose callers wait, and report the error to them: each broker refuses, and a retry can't help."""
         with self._lock:
             gone = self._buffer.remove_published()
         for dropped in gone:
             self._lose(dropped, error)
 
     def _wait(self, failure: Failure) -> None:
-        """Back off with jitter. The maximum doubles until something is confirmed."""
+        """Wait before the next round, with jitter. The longest pause doubles with each round until the broker answers an event."""
         if failure.may_not_declare or (failure.suspect and self._suspects):
             return
         with self._lock:
@@ -399,6 +403,7 @@ class Worker(Events):
         self._pause.wait(random.uniform(bound / 2, bound))  # noqa: S311 - only spreads the attempts
 
     def _lose(self, dropped: Dropped, error: ProducerError) -> None:
+        """Count a dropped event, and report it to its caller. Log it if no caller waits."""
         topic, publication = dropped
         with self._lock:
             self.dropped[error.reason] += 1
@@ -406,6 +411,7 @@ class Worker(Events):
             self._say_dropped(topic, error)
 
     def _evict(self, gone: List[Dropped]) -> None:
+        """Count events that were dropped because the buffer is full, and report them to their callers. Log those without one."""
         error = BufferFull(f"the buffer of {self._settings.buffer_bytes} bytes is full")
         with self._lock:
             self.dropped[error.reason] += len(gone)
@@ -414,12 +420,12 @@ class Worker(Events):
             self._say_dropped(unseen[0], error)
 
     def _say_dropped(self, topic: str, error: ProducerError) -> None:
-        """Log a dropped event, folded. Never its payload."""
+        """Log a dropped event, folded, and without its payload."""
         self._log.fold("dropped " + error.reason, f"dropped an event on {topic[:200]!r}: {error}")
 
 
 def _resolve(publication: Publication, error: Optional[ProducerError]) -> bool:
-    """Report to the event's caller. False if it no longer waits."""
+    """Report to the event's caller. Returns False if the caller waits no longer."""
     resolve, publication.resolve = publication.resolve, None
     if resolve is None:
         return False
