@@ -165,7 +165,7 @@ ARGUMENTS = {
     "exchange", "declare", "mandatory", "tls_ca", "buffer_bytes", "max_payload_bytes", "connect_s", "attempt_s", "confirm_s",
     "blocked_s", "exit_s", "heartbeat_s",
 }  # fmt: skip
-"""The arguments of `Producer`, besides `broker`."""
+"""The arguments of `Producer`, without `broker`."""
 
 _parents: List[Worker] = []
 """Workers of parent processes. This list keeps them, so that no destructor closes their connections."""

@@ -28,7 +28,7 @@ LINES_PER_TURN = 20
 """Most lines of a batch in one turn of the reactor. A line takes 0.1 ms, so a turn takes 2 ms."""
 
 BYTES_PER_TURN = 256 * 1024
-"""A turn of the reactor ends after this many bytes of lines."""
+"""After this many bytes of lines, the rest of a batch waits for the next turn of the reactor."""
 
 INVALID = "invalid"
 """The word in the counter for an event that was not published because of a mistake in it. Answers have no such outcome."""

@@ -27,7 +27,7 @@ FAILED, USAGE, REFUSED, NO_QUEUE, BAD_INPUT = 1, 2, 3, 4, 5
 
 TIMEOUT_S = 10.0
 BAD_LINES_SHOWN = 10
-"""Lines that are no events, and of which a notice says so. Further ones are only counted."""
+"""Most lines without an event that are reported one by one. Further ones are only counted."""
 
 LINE_BYTES = 64 * 1024**2
 """Longest line that is read as an event. This bounds the command's memory, far above the largest payload of a daemon."""

@@ -35,7 +35,7 @@ REPORT_S: Final = 2.0
 """Interval between two messages to the predecessor about why this process is not ready."""
 
 REACH_S: Final = 10.0
-"""How long a connection waits until this process has read the log up to the connection's position. Then its client is told of a gap.
+"""How long a connection waits until this process has read the log up to the connection's position. After this time its client gets a gap.
 
 After such a timeout, for example without a broker, later batches do not wait, until a position can be judged again. Otherwise each batch
 would stop its connections for `REACH_S`.

@@ -229,7 +229,7 @@ class Supervisor(Service):
     def _begun(self, worker: Worker) -> None:
         """Log a warning if the new process of a worker has other settings than the other workers.
 
-        The new process can't get the old settings: the configuration that was valid as a whole is gone, with the files that it named.
+        The new process can't get the old settings: the old configuration, and the files that it named, may no longer exist.
         """
         try:
             loaded = self._of_workers[worker.number] = self._load()
