@@ -58,6 +58,15 @@ def test_summary_may_overtake() -> None:
     assert following.topics == FOLLOWING_NEEDS
 
 
+@each_row("value", [[], {}, True, 1.5])
+@each_row("key", ["type", "unified_job_id", "status"])
+def test_a_status_of_another_shape(key: str, value: object) -> None:
+    """A payload may have any JSON value under each key. A job is followed only if all three are what AWX sends."""
+    following = Following(DEFAULT_TOPICS, follow=True)
+    following.saw("jobs.status_changed", {**status(7, "running"), key: value})
+    assert following.topics == DEFAULT_TOPICS
+
+
 def test_bounded() -> None:
     """Jobs that never end: one too many drops the oldest."""
     following = Following((), follow=True)

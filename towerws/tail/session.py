@@ -81,6 +81,8 @@ class Following:
         kind, job_id, status = payload.get("type"), payload.get("unified_job_id"), payload.get("status")
         if not isinstance(kind, str | None) or kind not in OUTPUT_GROUPS or not isinstance(job_id, int) or isinstance(job_id, bool):
             return
+        if not isinstance(status, str):
+            return
         topic = f"{OUTPUT_GROUPS[kind]}.{job_id}"
         if status in _RUNNING:
             self._jobs.setdefault(topic, _Job())
