@@ -174,7 +174,7 @@ def test_health_for_all(daemon: WorkersDaemon, monitor: int) -> None:
 
 def test_what_shows_one_process(daemon: WorkersDaemon) -> None:
     """The console is below `/workers/N/`. Its own paths say so."""
-    for path in ("/", "/console/connections", "/console/samples", "/console/explain?topic=job_events.7", "/console.js"):
+    for path in ("/", "/console/connections", "/console/samples", "/console.js"):
         assert daemon.get(path) == (501, {"error": "this path shows one process, and there are 2 workers: ask /workers/1/ to /workers/2/"})
     assert "<title>" in daemon.text("/workers/1/")
     assert "import" in daemon.text("/workers/2/console.js")
@@ -190,6 +190,32 @@ def test_what_shows_one_process(daemon: WorkersDaemon) -> None:
     assert daemon.get("/live/topics")[0] == 200
     assert daemon.ask("POST", "/probe", json.dumps({"probe": "0" * 32}).encode()) == (200, {"seen": None})
     assert daemon.ask("POST", "/probe", b"{}")[0] == 400
+
+
+def test_why_a_user_gets_no_events(daemon: WorkersDaemon) -> None:
+    """Each worker answers for its own connections, and the parent puts their answers together."""
+    ask = f"/console/explain?topic={TOPIC}"
+    daemon.until_connections(0)
+    assert daemon.get(ask)[1]["verdict"]["rule"] == "the user is connected to this daemon"
+    with ExitStack() as leave:
+        clients = [V1Client(daemon.url, {"job_events": [7]}).open() for _ in range(4)]
+        for client in clients:
+            leave.callback(client.close)
+        daemon.ask("POST", "/publish", event(11))
+        for client in clients:
+            client.until({"n": 11})
+        status, answer = daemon.get(ask)
+        assert (status, answer["verdict"]["passes"], len(answer["connections"])) == (200, True, 4)
+        one = V1Client(daemon.url, {"job_events": [8]}).open()
+        leave.callback(one.close)
+        answer = daemon.get(ask)[1]
+        assert (answer["verdict"]["rule"], answer["verdict"]["passes"]) == ("the client has subscribed to it", False)
+        failed = next(each for each in answer["connections"] if not all(step["passes"] for step in each["steps"]))
+        assert (answer["verdict"]["worker"], answer["verdict"]["connection"]) == (failed["worker"], failed["connection"])
+        result = CliRunner().invoke(main, ["explain", TOPIC, "--admin", f"http://127.0.0.1:{daemon.admin_port}"])
+        assert (result.exit_code, f"connection {failed['connection']} of worker {failed['worker']}" in result.stdout) == (3, True)
+    assert daemon.get("/console/explain?topic=nothing")[0] == 400
+    assert daemon.get("/console/explain")[0] == 400
 
 
 def test_a_page_of_the_parents_admin_port_may_connect(daemon: WorkersDaemon) -> None:

@@ -13,7 +13,7 @@ from twisted.internet import reactor
 
 from tests.kit.rows import each_row
 from towerws.admin import MetricsPage
-from towerws.workers.answers import MergedMetrics, NoAnswer, ask, total
+from towerws.workers.answers import MergedMetrics, NoAnswer, ask, merge_explanations, total
 from towerws.workers.processes import State, Worker
 from towerws.workers.worker import Membership
 
@@ -106,6 +106,59 @@ async def test_a_question_without_a_descriptor(tmp_path: Path) -> None:
 def test_totals(parts: list[dict[str, Any]], expected: object) -> None:
     """Counts are added. What each worker reads of the same log is not counted twice."""
     assert total(parts) == expected
+
+
+def step(rule: str, *, passes: bool | None = True, text: str = "so") -> dict[str, Any]:
+    """A rule of an explanation."""
+    return {"rule": rule, "passes": passes, "text": text}
+
+
+def said(*connections: tuple[int, bool], more: int = 0, source: bool = True) -> dict[str, Any]:
+    """What one worker says of user 7: its connections, and whether each gets the topic."""
+    rule = "events come from the source"
+    steps = [step("a client may ask for this topic"), step(rule, passes=source, text="it consumes" if source else "it connects")]
+    return {
+        "user": "7",
+        "topic": "jobs.summary",
+        "steps": [*steps, step("the user is connected to this daemon", passes=bool(connections))],
+        "connections": [{"connection": number, "steps": [step("the client has subscribed", passes=gets)]} for number, gets in connections],
+        "more_connections": more,
+        "verdict": {},
+    }
+
+
+@each_row(
+    ("found", "silent", "expected"),
+    [
+        ({1: said(), 2: said()}, [], {"rule": "the user is connected to this daemon", "passes": False}),
+        ({1: said(), 2: said((5, True))}, [], {"rule": "the client has subscribed", "passes": True, "connection": 5, "worker": 2}),
+        (
+            {1: said((5, True)), 2: said((5, False))},
+            [],
+            {"rule": "the client has subscribed", "passes": False, "connection": 5, "worker": 2},
+        ),
+        ({1: said(source=False), 2: said((5, True))}, [], {"passes": True, "worker": 2}),
+        ({1: said((4, True), source=False), 2: said((5, True))}, [], {"passes": False, "text": "worker 1: it connects"}),
+        ({1: said((4, True), source=False), 2: said()}, [], {"passes": False, "text": "it connects"}),
+        ({1: said(source=False), 2: said()}, [], {"passes": False, "text": "worker 1: it connects"}),
+        ({1: said(source=False), 2: said(source=False)}, [], {"passes": False, "text": "it connects"}),
+        ({1: said()}, ["worker 2 did not answer within 110 s"], {"passes": None, "text": "worker 2 did not answer within 110 s"}),
+        ({1: said((5, True))}, ["worker 2 did not answer within 110 s"], {"rule": "every worker answers", "passes": None}),
+        ({1: said(source=False)}, ["worker 2 did not answer within 110 s"], {"passes": False, "text": "it connects"}),
+    ],
+)
+def test_one_verdict_of_several_workers(found: dict[int, dict[str, Any]], silent: list[str], expected: dict[str, object]) -> None:
+    """The workers with connections of the user judge. A worker that does not answer may have some, so nothing is concluded."""
+    verdict: Any = merge_explanations(found, silent)["verdict"]
+    assert {key: verdict.get(key) for key in expected} == expected
+
+
+def test_connections_of_all_workers() -> None:
+    """Each has its worker, and the number of all is in the text."""
+    merged: Any = merge_explanations({1: said((5, True), more=2), 2: said((5, True), (6, True))}, [])
+    assert [(each["worker"], each["connection"]) for each in merged["connections"]] == [(1, 5), (2, 5), (2, 6)]
+    assert merged["more_connections"] == 2
+    assert merged["steps"][-1]["text"] == "user 7: 5 connections"
 
 
 def test_each_sample_names_its_worker() -> None:

@@ -85,7 +85,7 @@ def explanation(answer: Mapping[str, Any]) -> Iterator[str]:
     yield ""
     yield from _steps(answer["steps"])
     for connection in answer["connections"]:
-        yield f"connection {connection['connection']}"
+        yield _connection(connection)
         yield from _steps(connection["steps"])
     if answer["more_connections"]:
         yield f"and {answer['more_connections']} more connections, which were not looked at"
@@ -97,7 +97,12 @@ def _steps(steps: Sequence[Mapping[str, Any]]) -> Iterator[str]:
 
 
 def _of(verdict: Mapping[str, Any]) -> str:
-    return f" (connection {verdict['connection']})" if "connection" in verdict else ""
+    return f" ({_connection(verdict)})" if "connection" in verdict else ""
+
+
+def _connection(found: Mapping[str, Any]) -> str:
+    of = f" of worker {found['worker']}" if "worker" in found else ""
+    return f"connection {found['connection']}{of}"
 
 
 def _ask(connection: http.client.HTTPConnection, admin: str, path: str) -> tuple[int, dict[str, Any]]:

@@ -6,7 +6,7 @@ the method that authenticated it, the hub and history.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Mapping, Sequence
 from itertools import islice
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -159,16 +159,36 @@ def explain(
         for each in factory.connections
         if (session := each.session) is not None and (session.identity.user or "") == user
     ]
-    steps.append(_connected(user, len(sessions)))
-    connections: list[dict[str, object]] = []
-    verdicts: list[tuple[int, Step]] = []
+    steps.append(connected(user, len(sessions)))
+    connections: list[dict[str, Any]] = []
     if steps[0].passes:
         for number, session in sessions[:MAX_CONNECTIONS]:
             own: list[Step] = yield from _of_connection(factory, session, topic, newest)
             connections.append({"connection": number, "steps": [step.as_json for step in own]})
-            verdicts.append((number, _deciding(own)))
-    answer: dict[str, object] = {"user": user, "topic": topic, "steps": [step.as_json for step in steps], "connections": connections}
-    return {**answer, "more_connections": max(0, len(sessions) - MAX_CONNECTIONS), "verdict": _verdict(steps, verdicts)}
+    found = [step.as_json for step in steps]
+    answer: dict[str, object] = {"user": user, "topic": topic, "steps": found, "connections": connections}
+    return {**answer, "more_connections": max(0, len(sessions) - MAX_CONNECTIONS), "verdict": verdict(found, connections)}
+
+
+def verdict(steps: Sequence[Mapping[str, Any]], connections: Sequence[Mapping[str, Any]]) -> dict[str, object]:
+    """Return the step that decides: of the daemon first, then of the first connection that does not get the events.
+
+    Steps and connections are those of the answer. The verdict has the keys of the connection, too.
+    """
+    if not (step := _deciding(steps))["passes"]:
+        return dict(step)
+    connection = next((each for each in connections if not _deciding(each["steps"])["passes"]), connections[0])
+    return {**_deciding(connection["steps"]), **{key: value for key, value in connection.items() if key != "steps"}}
+
+
+def connected(user: str, count: int) -> Step:
+    """Return the step for a user (empty: anonymous clients) with so many connections."""
+    rule = "the user is connected to this daemon"
+    who = f"user {printable(user)}" if user else "an anonymous client"
+    if count:
+        return Step(rule, passes=True, text=f"{who}: {count} connection{'' if count == 1 else 's'}")
+    text = f"{who} has no connection to this daemon. Other daemons know their own. The log says who was refused, and why: refused address=…"
+    return Step(rule, passes=False, text=text)
 
 
 def _name(factory: WebSocketFactory, topic: str) -> Step:
@@ -199,15 +219,6 @@ def _arrived(history: History, now: float, newest: Delivery | None) -> Step:
         f"{reach}. Does the producer publish to the daemon's exchange, with exactly this routing key? "
         "ingest.skipped in /status counts messages that were not forwarded"
     )
-    return Step(rule, passes=False, text=text)
-
-
-def _connected(user: str, count: int) -> Step:
-    rule = "the user is connected to this daemon"
-    who = f"user {printable(user)}" if user else "an anonymous client"
-    if count:
-        return Step(rule, passes=True, text=f"{who}: {count} connection{'' if count == 1 else 's'}")
-    text = f"{who} has no connection to this daemon. Other daemons know their own. The log says who was refused, and why: refused address=…"
     return Step(rule, passes=False, text=text)
 
 
@@ -260,14 +271,6 @@ def _delivery(factory: WebSocketFactory, session: Session, topic: str, newest: D
     return steps
 
 
-def _deciding(steps: list[Step]) -> Step:
+def _deciding(steps: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
     """Return the first step that does not pass, otherwise the last one."""
-    return next((step for step in steps if not step.passes), steps[-1])
-
-
-def _verdict(steps: list[Step], connections: list[tuple[int, Step]]) -> dict[str, object]:
-    """Return the step that decides: of the daemon first, then of the first connection that does not get the events."""
-    if not (step := _deciding(steps)).passes:
-        return step.as_json
-    number, step = next((each for each in connections if not each[1].passes), connections[0])
-    return {**step.as_json, "connection": number}
+    return next((step for step in steps if not step["passes"]), steps[-1])

@@ -2,7 +2,8 @@
 
 Each question has its own connection to the worker's UNIX socket, a deadline, and a bound on the answer. No HTTP client is needed, because
 both ends are ours: a worker always sends a Content-Length, and closes the connection after its answer. `total` makes the totals for
-`/status`. `MergedMetrics` makes one text for `/metrics` in which each sample has the label `worker`.
+`/status`. `MergedMetrics` makes one text for `/metrics` in which each sample has the label `worker`. `merge_explanations` makes
+one answer about a user and a topic.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from twisted.python.failure import Failure
 
 from towerws.admin.endpoint import Answer
 from towerws.core.errors import TowerwsError
+from towerws.websocket.inspection import Step, connected, verdict
 from towerws.workers.processes import State, Worker
 
 MAX_ANSWER_BYTES: Final = 64 * 1024 * 1024
@@ -188,6 +190,31 @@ def total(figures: Sequence[object], path: tuple[str, ...] = (), *, highest: boo
             return max(present)  # type: ignore[type-var]  # numbers
         return round(sum(present), 3)  # type: ignore[arg-type]  # numbers
     return present[0] if all(each == present[0] for each in present) else None
+
+
+def merge_explanations(found: Mapping[int, Mapping[str, Any]], silent: Sequence[str]) -> dict[str, object]:
+    """Put together the workers' answers of `/console/explain`, by the worker's number. Each connection gets its worker.
+
+    The workers with connections of the user judge the rules of the daemon: without any, all workers do. `silent` has a text for each
+    worker that did not answer. Such a worker may have connections of the user.
+    """
+    counts = {number: len(each["connections"]) + each["more_connections"] for number, each in found.items()}
+    judges = [number for number, count in counts.items() if count] or list(found)
+    one = found[judges[0]]
+    steps: list[Mapping[str, Any]] = []
+    for at, step in enumerate(one["steps"][:-1]):
+        failed = [number for number in judges if not found[number]["steps"][at]["passes"]]
+        if failed and len(failed) < len(judges):
+            other = found[failed[0]]["steps"][at]
+            steps.append({**other, "text": f"worker {failed[0]}: {other['text']}"})
+        else:
+            steps.append(step)
+    if silent:
+        steps.append(Step("every worker answers", passes=None, text="; ".join(silent)).as_json)
+    steps.append(connected(one["user"], sum(counts.values())).as_json)
+    connections = [{"worker": number, **each} for number in found for each in found[number]["connections"]]
+    more = sum(each["more_connections"] for each in found.values())
+    return {**one, "steps": steps, "connections": connections, "more_connections": more, "verdict": verdict(steps, connections)}
 
 
 class OwnMetrics(Collector):

@@ -45,7 +45,7 @@ from towerws.core.errors import TowerwsError
 from towerws.core.publication import Outcome
 from towerws.core.settings import Settings
 from towerws.core.sources import SourceState
-from towerws.workers.answers import MergedMetrics, NoAnswer, ask, total
+from towerws.workers.answers import MergedMetrics, NoAnswer, ask, merge_explanations, total
 from towerws.workers.processes import MOVE_S, Processes, State, Worker
 
 ASK_S: Final = 2.0
@@ -56,6 +56,9 @@ PASS_S: Final = 60.0
 
 LAST_KNOWN_S: Final = 120.0
 """Highest age of figures that replace those of a worker during its hand-over. Prometheus may scrape once a minute: two intervals."""
+
+EXPLAIN_S: Final = 110.0
+"""Deadline of `/console/explain`: a worker may ask AWX about ten connections, each for at most 10 s."""
 
 END_S: Final = 30.0
 """How long a restart waits, beyond `drain_s`, until a process that has handed over has ended. The parent kills it before, at `LEAVE_S`."""
@@ -114,6 +117,7 @@ class ParentPorts:
         endpoints = {path: (post if path == b"console/connections/end" else get)(self._no_console) for path in CONSOLE_PATHS}
         # A worker shows details to every client of its UNIX socket. So the parent checks who may see them.
         self._check_passed = details_check(shown=settings.admin_details)
+        endpoints[b"console/explain"] = Endpoint(b"GET", self._explain, self._check_passed)
         endpoints |= {path: get(self._pass_to_one) for path in (b"live.css", b"live.js")}
         endpoints |= {path: Endpoint(b"GET", self._pass_to_one, self._check_passed) for path in (b"live", b"live/topics")}
         endpoints |= {
@@ -145,7 +149,7 @@ class ParentPorts:
     # figures
 
     async def _gather(
-        self, path: bytes, workers: Sequence[Worker], method: bytes = b"GET", body: bytes = b""
+        self, path: bytes, workers: Sequence[Worker], method: bytes = b"GET", body: bytes = b"", deadline_s: float = ASK_S
     ) -> dict[int, Answer | NoAnswer]:
         """Ask these workers concurrently. Returns the answers by the worker's number."""
 
@@ -153,7 +157,7 @@ class ParentPorts:
             failure.trap(NoAnswer)
             return cast(NoAnswer, failure.value)
 
-        asked = [ask(self._reactor, worker, path, deadline_s=ASK_S, method=method, body=body).addErrback(failed) for worker in workers]
+        asked = [ask(self._reactor, worker, path, deadline_s=deadline_s, method=method, body=body).addErrback(failed) for worker in workers]
         answers = await DeferredList(asked, fireOnOneErrback=True, consumeErrors=True)
         return {worker.number: answer for worker, (_, answer) in zip(workers, answers, strict=True)}
 
@@ -325,6 +329,21 @@ class ParentPorts:
         if not whole:
             return json_answer(503, {"error": "no worker answers"})
         return next((answer for answer in whole if _json(answer).get("seen") is not None), whole[0])
+
+    @_answers
+    async def _explain(self, request: Request) -> Answer:
+        """Ask each worker: each one knows its own connections."""
+        query = request.uri.partition(b"?")[2]
+        workers = [worker for worker in self._processes.workers if worker.pid]
+        answers = await self._gather(b"/console/explain?" + query, workers, deadline_s=EXPLAIN_S)
+        found = {number: _json(answer) for number, answer in answers.items() if isinstance(answer, Answer) and answer.status == 200}
+        others = {number: answer for number, answer in answers.items() if number not in found}
+        if refused := next((each for each in others.values() if isinstance(each, Answer) and each.status == 400), None):
+            return refused
+        silent = [_error(answer) or f"worker {number} can't say it" for number, answer in others.items()]
+        if not found:
+            return json_answer(503, {"error": "; ".join(silent) or "no worker has a process; try again in a moment"})
+        return json_answer(200, merge_explanations(found, silent))
 
     async def _post_to_all(self, path: bytes, body: bytes) -> dict[int, Answer | NoAnswer]:
         workers = [worker for worker in self._processes.workers if worker.pid]
