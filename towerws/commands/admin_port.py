@@ -43,11 +43,11 @@ _MARKS = {True: "yes", False: "NO", None: "?"}
 @click.option(
     "--admin", metavar="URL", default="http://127.0.0.1:9051", show_default=True, help="The daemon's admin port: http://127.0.0.1:9051."
 )
-@click.option("--json", "as_json", is_flag=True, help="Print the daemon's answer as it is.")
+@click.option("--json", "as_json", is_flag=True, help="Print the daemon's answer, which is JSON.")
 def explain_command(topic: str, user: str, admin: str, as_json: bool) -> NoReturn:
-    """Follow the daemon's rules for USER's connections and TOPIC, and name the one that decides.
+    """Apply the daemon's rules to USER's connections and TOPIC, and name the rule that decides.
 
-    USER is the user's id. Without USER, the command explains anonymous clients (auth open). Each daemon knows only its own connections.
+    USER is the user's id. Without USER, the answer is about anonymous clients (auth open). Each daemon knows only its own connections.
 
     \b
     Examples:
@@ -128,12 +128,12 @@ def _fail(text: str) -> NoReturn:
 def restart_command(**values: object) -> None:
     """Restart the running daemon without closing a connection.
 
-    The daemon starts a new process with its own command line, waits until that one is ready, and hands it the listening sockets and all
-    open connections. If that fails, the old process goes on. The new process reads the configuration and the program again.
-    With several workers, one after the other does this.
+    The daemon starts a new process with its own command line, waits until that process is ready, and hands it the listening sockets and
+    all open connections. If that fails, the old process goes on. The new process reads the configuration and the program again. With
+    several workers, one after the other does this.
 
-    Give it the daemon's own configuration: it finds the admin port there, and refuses a configuration that breaks a rule. It reads no
-    file that the configuration names, such as a password or a key. The new process does.
+    Give this command the daemon's own configuration. It finds the admin port there, and refuses a configuration that breaks a rule. It
+    does not read the files that the configuration names, such as a password or a key. The new process reads them.
 
     \b
     Examples:
@@ -145,8 +145,9 @@ def restart_command(**values: object) -> None:
       0  a new process serves all clients
       1  it failed: standard error says why, and the old process goes on
       2  the configuration can't be used
-      3  no daemon answers on the admin port, or it can't hand over
-         (nor can this command ask TLS, the PROXY protocol, systemd's socket)
+      3  no daemon answers on the admin port, or the daemon can't hand over,
+         or the admin port uses TLS, the PROXY protocol or systemd's socket,
+         where this command can't ask: use kill -USR2
     """  # noqa: D301 - \b is click's mark for lines that it must not join
     # systemd gives credentials to ExecStart only. So this command, as ExecReload, can't read files that are credentials.
     settings = load_or_exit(values, named_files=False).settings

@@ -47,13 +47,15 @@ def config_options(command: Callable[..., None]) -> Callable[..., None]:
 
 
 @click.command("config", cls=Command, short_help="Print the effective configuration.")
-@click.option("--example", "wants_example", is_flag=True, help="Print a commented file with every option instead. Nothing else is read.")
+@click.option(
+    "--example", "wants_example", is_flag=True, help="Print a commented example file with every option instead, and read nothing."
+)
 @config_options
 def config_command(*, wants_example: bool, **values: object) -> None:
     """Print the effective configuration as a TOML file, with the source of each value. Passwords are masked.
 
-    Flags win over TOWERWS_* variables, and those over the file. With --example, print a file to begin with: each option with its
-    meaning, its unit and its default.
+    Flags win over TOWERWS_* variables, and variables win over the file. With --example, print a file to begin with: it explains each
+    option, with its unit and its default.
 
     \b
     Examples:
@@ -86,7 +88,7 @@ def check_command(**values: object) -> None:
     Exit codes:
       0  the configuration is good
       1  standard output can't be written
-      2  it can't be used: each reason is a line on standard error
+      2  the configuration can't be used: each reason is a line on standard error
     """  # noqa: D301 - \b is click's mark for lines that it must not join
     loaded = load_or_exit(values)
     print_out("\n".join(summary(loaded)))

@@ -28,11 +28,13 @@ LATE_S = 1.0
 
 
 @click.command("demo", cls=Command, short_help="Publish the events of made-up AWX jobs.")
-@click.option("--broker", metavar="URL", help="Publish to RabbitMQ: amqp://user:password@host:port/vhost. Several URLs: with commas.")
-@click.option("--admin", metavar="URL", help=f"Publish to a daemon: its admin port.  [default: {ADMIN_URL}]")
+@click.option(
+    "--broker", metavar="URL", help="Publish to RabbitMQ: amqp://user:password@host:port/vhost. Several URLs: separated by commas."
+)
+@click.option("--admin", metavar="URL", help=f"Publish to the admin port of a daemon.  [default: {ADMIN_URL}]")
 @click.option("--exchange", metavar="NAME", default=BrokerSettings(urls=()).exchange, show_default=True, help="The topic exchange.")
 @click.option("--rate", type=float, default=10.0, show_default=True, help="Events per second, on average.")
-@click.option("--seed", type=int, help="A number: the same seed gives the same events.  [default: random]")
+@click.option("--seed", type=int, help="The same seed gives the same events.  [default: random]")
 @click.option("--count", type=click.IntRange(min=1), help="Stop after this many events.  [default: never]")
 @click.option("-q", "--quiet", is_flag=True, help="Show no counter.")
 def demo_command(
@@ -47,8 +49,8 @@ def demo_command(
 ) -> None:
     """Publish events as AWX does: jobs that start, print and end. Ctrl-C ends it.
 
-    The demo publishes to the admin port of a daemon, or with --broker to RabbitMQ. While the daemon or RabbitMQ can't be
-    reached, it tries again.
+    It publishes to the admin port of a daemon, or with --broker to RabbitMQ. If the daemon or the broker can't be reached, it retries
+    until it can.
 
     \b
     Examples:

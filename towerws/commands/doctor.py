@@ -32,7 +32,9 @@ _COLOURS = {Level.OK: "32", Level.WARNING: "33", Level.PROBLEM: "31;1", Level.UN
 @click.command("doctor", cls=Command, short_help="Say what is wrong, and what to change.")
 @click.option("--url", metavar="URL", help="The address that browsers use, https://tower.example.com/websocket/, through all proxies.")
 @click.option("--url-ca", metavar="FILE", default="", help="PEM file with the authorities to trust for --url.  [default: the system's]")
-@click.option("--token", metavar="TOKEN", help="A bearer token for Tower's API and for --url. @FILE reads it, which hides it from `ps`.")
+@click.option(
+    "--token", metavar="TOKEN", help="A bearer token for Tower's API and for --url. @FILE reads it from a file, which hides it from `ps`."
+)
 @click.option("--topic", metavar="TOPIC", help="With --token: ask Tower whether its user may see this object (job_events.42).")
 @click.option(
     "--idle",
@@ -40,7 +42,7 @@ _COLOURS = {Level.OK: "32", Level.WARNING: "33", Level.PROBLEM: "31;1", Level.UN
     type=click.FloatRange(min=0, max=3600),
     default=IDLE_S,
     show_default=True,
-    help="With --url: how long a silent connection is held. 0: not at all.",
+    help="With --url: how long to hold a silent connection open. 0: skip this check.",
 )
 @click.option("--json", "as_json", is_flag=True, help="One JSON object with all findings, for programs.")
 @config_options
@@ -54,7 +56,7 @@ def doctor_command(
     as_json: bool,
     **values: object,
 ) -> NoReturn:
-    """Find out what is wrong around the daemon, and say what to change: one line for each finding.
+    """Check what the daemon depends on, and say what to change: one line for each finding.
 
     Run it on the daemon's machine, as the daemon's user, with the daemon's flags or file. It checks the broker (TLS, version, permissions,
     exchanges, stream, a marker's time, clocks), Tower's API, the running daemon, and this machine (certificates, descriptors,
@@ -64,9 +66,9 @@ def doctor_command(
 
     \b
     Each line: LEVEL  AREA CHECK: what was found -> what to change
-      ok       the thing was checked and is in order
-      warning  the thing works now, and may fail later
-      problem  the thing does not work
+      ok       it was checked and is in order
+      warning  it works now, but may fail later
+      problem  something doesn't work
       unknown  the check could not be made; the line says why
       skipped  the check was not asked for, or does not apply
 

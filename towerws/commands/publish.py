@@ -40,11 +40,13 @@ JSON_SPACE = b" \t\r\n"
 @click.argument("words", metavar="[TOPIC] JSON|-|@FILE", nargs=-1)
 @click.option("--group", metavar="GROUP", help="With --event, instead of TOPIC.")
 @click.option("--event", metavar="EVENT", help="With --group, instead of TOPIC.")
-@click.option("--broker", metavar="URL", help="RabbitMQ: amqp://user:password@host:port/vhost (several: with commas). Or TOWERWS_BROKER.")
-@click.option("--admin", metavar="URL", help="A daemon, by its admin port: http://127.0.0.1:9051.")
+@click.option(
+    "--broker", metavar="URL", help="RabbitMQ: amqp://user:password@host:port/vhost (several: separated by commas). Or TOWERWS_BROKER."
+)
+@click.option("--admin", metavar="URL", help="A daemon's admin port: http://127.0.0.1:9051.")
 @click.option("--exchange", metavar="NAME", help="The topic exchange.  [default: towerws]")
-@click.option("--config", metavar="FILE", help="The daemon's configuration file: its broker, its exchange, its groups.")
-@click.option("--message-id", metavar="ID", help="Published again with the same id, an event reaches clients once.")
+@click.option("--config", metavar="FILE", help="The daemon's configuration file, for its broker, exchange and groups.")
+@click.option("--message-id", metavar="ID", help="An event that is published again with the same id reaches clients once.")
 @click.option(
     "--timeout",
     type=click.FloatRange(min=0.1),
@@ -56,7 +58,7 @@ JSON_SPACE = b" \t\r\n"
 @click.option(
     "--mandatory/--no-mandatory", default=True, show_default=True, help="Fail when no queue takes the event. --admin always does."
 )
-@click.option("-q", "--quiet", is_flag=True, help="Say nothing about what went well.")
+@click.option("-q", "--quiet", is_flag=True, help="Print only errors and warnings.")
 def publish_command(
     words: tuple[str, ...],
     group: str | None,
@@ -72,8 +74,8 @@ def publish_command(
 ) -> NoReturn:
     """Publish an event on TOPIC, and wait for the broker's confirm.
 
-    The event is a JSON object, @FILE with one, or - for one in each line of standard input. TOWERWS_TLS_CA names a file of
-    authorities for amqps://.
+    The event is a JSON object. @FILE reads it from a file. With - each line of standard input is one event. TOWERWS_TLS_CA names a file
+    with the certificate authorities to trust for amqps://.
 
     \b
     Examples:
@@ -84,7 +86,7 @@ def publish_command(
     \b
     Exit codes:
       0  all events were confirmed
-      1  an event was not confirmed in time
+      1  an event was not confirmed in time, or Ctrl-C ended the command
       2  the command line is wrong
       3  refused: credentials, certificate, permissions or exchange
       4  no queue took an event: no daemon reads from this exchange

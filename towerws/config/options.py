@@ -201,8 +201,10 @@ A line that begins with #, without a space after it, is an option with its defau
 A flag and an environment variable win over the file. docs/configuration.md explains the forms of sizes and durations."""
 
 _GROUPS = """\
-Groups of your own, one table each. `events`: "id" for numbers, "any" for any word, or a list of words. `policy`: "authenticated",
-"own" (the user whose id the event is), "object" (with `object_url`, a path of Tower's API), or "never"."""
+Groups of your own, one table each.
+`events`: "id" for numbers, "any" for any word, or a list of words.
+`policy`: "authenticated" (every user), "own" (the user whose id the event is), "object" (users who may read `object_url`), or "never".
+`object_url`: a path of Tower's API, with {id} for the event: "/api/v2/jobs/{id}/"."""
 
 _GROUP_LINES = ("#[groups.orders]", '#events = ["created", "paid"]', '#policy = "authenticated"')
 

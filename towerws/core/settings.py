@@ -86,14 +86,14 @@ class BrokerSettings:
     """From the option `broker`, and the password of `broker_password_file`."""
     consume: str = option(
         "auto",
-        "stream: a shared log with positions (RabbitMQ 3.9 or later). queue: a private queue, any RabbitMQ. auto: depends on the "
-        "broker's version.",
+        "stream: a shared log with positions (RabbitMQ 3.9 or later). queue: a private queue, any RabbitMQ. auto: stream if the "
+        "broker has streams, else queue.",
         choices=("auto", "stream", "queue"),
         common=True,
     )
     broker_password_file: str = option(
         "",
-        "File that holds the broker's password, for URLs without one. Unlike a flag, it isn't visible in ps.",
+        "File that holds the broker's password, for URLs without one. Unlike a password in --broker, it isn't visible in ps.",
         common=True,
     )
     exchange: str = option(
@@ -107,7 +107,8 @@ class BrokerSettings:
     stream: str = option("towerws.events", "Stream that is bound to the exchange and that all daemons read (consume = stream).")
     passive: bool = option(
         False,
-        "Don't declare or bind the exchanges and the stream: they must exist, bound with #. Private queues are still declared.",
+        "Don't declare or bind the exchanges and the stream. They must exist, and the stream must be bound to exchange with #. Private "
+        "queues are still declared and bound.",
     )
     prefetch: int = option(1000, "Messages that the broker may send before towerws acknowledges them.", low=1, high=65535)
     heartbeat_s: int = option(10, "AMQP heartbeat interval. RabbitMQ recommends 5 to 20.", low=1, high=600)
@@ -120,7 +121,9 @@ class BrokerSettings:
     stream_max_age_s: int = option(
         3600, "How long the broker keeps messages in the stream. At least history.max_age_s.", low=1, high=366 * DAY_S
     )
-    stream_max_bytes: int = option(GIB, "Largest size of the stream on the broker. At least one segment.", low=KIB, high=1024 * GIB)
+    stream_max_bytes: int = option(
+        GIB, "Largest size of the stream on the broker. At least stream_segment_bytes.", low=KIB, high=1024 * GIB
+    )
     stream_segment_bytes: int = option(
         16 * MIB,
         "Size of the stream's segment files. The broker deletes messages by whole segments.",
@@ -163,21 +166,25 @@ class WebSocketSettings:
     """The limits of one connection. All sizes are bytes, all times seconds. docs/operations.md has the sources of the numbers."""
 
     head_bytes: int = option(16 * KIB, "Largest request line plus headers of a handshake.", low=KIB, high=MIB)
-    head_count: int = option(100, "Headers in a handshake.", low=10, high=1000)
+    head_count: int = option(100, "Largest number of headers in a handshake.", low=10, high=1000)
     handshake_s: float = option(15, "Timeout of a handshake, authentication included.", low=0.1, high=300)
     token_s: float = option(
         10, "How long a client without a credential may take to send a valid token (auth jwt; auth tower in towerws.v1).", low=0.1, high=300
     )
     resume_wait_s: float = option(
         10,
-        "How long a client may wait until its position can be judged. Then it is closed with 1013 and told to reconnect with the "
+        "How long a client waits for the daemon to judge its position. After that it is closed with 1013 and told to reconnect with the "
         "same position.",
         low=0.1,
         high=300,
     )
     message_bytes: int = option(64 * KIB, "Largest message from a client.", low=KIB, high=16 * MIB)
     fragments: int = option(
-        64, "Fragments per message, and further fragments per second. A burst of twice as many is allowed.", low=1, high=10_000
+        64,
+        "Largest number of fragments in a message. A client's fragments after the first one of a message are also bounded to this number "
+        "per second, and to twice as many at once.",
+        low=1,
+        high=10_000,
     )
     assembly_s: float = option(10, "How long a message may take from its first byte to its last.", low=0.1, high=300)
     topics: int = option(1000, "Topics that one connection may subscribe to.", low=1, high=1_000_000)
@@ -214,7 +221,7 @@ class AccessSettings:
         "every client of a UNIX socket.",
     )
     origins: tuple[str, ...] = option(
-        (), "Origins (https://portal.example.com) whose pages may connect. Pages of the host that they connect to always may."
+        (), "Other origins whose pages may connect (https://portal.example.com). A page may always connect to its own host."
     )
     check_origin: bool = option(
         True,
@@ -226,7 +233,8 @@ class AccessSettings:
     )
     revalidate_s: float = option(
         50,
-        "Interval between two checks of a connected credential. 0: never (AWX 1.0.5 to 2.1.2, where each check extends the session).",
+        "Interval between two checks of the credential of an open connection. 0: no regular checks (for AWX 1.0.5 to 2.1.2, where each "
+        "check extends the session).",
         low=0,
         high=DAY_S,
     )
@@ -238,7 +246,8 @@ class LimitSettings:
 
     connections: int = option(
         0,
-        "Connections of the daemon. 0: as many as the process may open files, minus 64. Over any of these limits a client gets a 503.",
+        "Connections of the daemon. 0: as many as the process may open files, minus 64. A client beyond this limit, limits.per_address, "
+        "limits.per_user or limits.half_open gets a 503.",
         low=0,
         high=10_000_000,
     )
@@ -304,7 +313,7 @@ class Settings:
     )
     admin_details: bool = option(
         True,
-        "Show events, topics and connected users on the admin port, to everyone who can connect to it. Only if it is on loopback or a UNIX "
+        "Show events, topics and connected users to everyone who can connect to the admin port. It shows them only on loopback or a UNIX "
         "socket.",
         reload=False,
     )
@@ -329,7 +338,7 @@ class Settings:
     workers: int | str = option(
         1,
         "Processes that share the port of listen, below a parent that restarts them. auto: one for each CPU. Each worker gets its share of "
-        "the limits, rounded up. Needs a broker, and a TCP port.",
+        "the limits, rounded up. More than 1 needs a broker, and a TCP port in listen.",
         low=1,
         high=256,
         common=True,
@@ -337,7 +346,7 @@ class Settings:
     )
     restart_s: float = option(
         60,
-        "How long the new process of `towerws restart` may take until it is ready. After that the old one goes on.",
+        "How long the new process of `towerws restart` may take until it is ready. After that time the old process goes on.",
         low=0.5,
         high=3600,
         reload=False,
@@ -373,12 +382,14 @@ class TowerSettings:
     invalid_s: float = option(10, "How long the answer that a credential is invalid is cached.", low=0, high=3600)
     allowed_s: float = option(45, "How long the answer that a user may see an object is cached.", low=0, high=3600)
     denied_s: float = option(5, "How long the answer that a user may not see an object is cached.", low=0, high=3600)
-    cache_entries: int = option(20_000, "Number of cached answers, for each of these four kinds.", low=1, high=10_000_000)
+    cache_entries: int = option(
+        20_000, "Largest number of cached answers of each kind: valid, invalid, allowed, denied.", low=1, high=10_000_000
+    )
     calls: int = option(20, "Concurrent calls to the API. A quarter of them is for handshakes only.", low=1, high=1000)
     calls_waiting: int = option(
         200,
-        "Calls that may wait for one of these, counted separately for handshakes and for the rest. Beyond it a client is answered "
-        "with 503.",
+        "Calls that may wait while all of tower.calls are in use, counted separately for handshakes and for the rest. Beyond it a "
+        "handshake gets a 503, and a topic is unavailable.",
         low=0,
         high=100_000,
     )
@@ -393,7 +404,9 @@ class TowerSettings:
     """Django's password hash takes 0.1 to 0.5 s of a core, and several times that on a busy one. Only programs send passwords."""
     retry_s: float = option(4.0, "How long a question about an object is retried if the API can't answer.", low=0, high=60)
     breaker_failures: int = option(5, "Consecutive failures after which calls to the API pause.", low=1, high=1000)
-    breaker_probe_s: float = option(5, "Length of this pause, until one call probes the API.", low=0.1, high=3600)
+    breaker_probe_s: float = option(
+        5, "Length of the pause after tower.breaker_failures failures. Then one call probes the API.", low=0.1, high=3600
+    )
     sharers: int = 1
     """How many processes share the bounds on guessed passwords. No option: a worker sets it."""
 
@@ -417,7 +430,7 @@ class JwtSettings:
     )
     cookie: str = option("", "Name of the cookie that may hold the token. Empty: none.")
     claim: str = option("groups", "Claim that lists the allowed topics: job_events.42, or job_events.* for a whole group.")
-    default_topics: tuple[str, ...] = option((), "Topics that a token without this claim allows.")
+    default_topics: tuple[str, ...] = option((), "Topics that a token without jwt.claim allows.")
     url_lifetime_s: float = option(
         300, "Longest total lifetime of a token in the URL. Proxies write URLs to their logs.", low=0, high=DAY_S
     )
