@@ -66,7 +66,7 @@ class Batch(Generic[S]):
         self._masks = masks
         self.unserved: Iterator[tuple[S, int]] = iter(masks.items())
         """The subscribers with their masks. It goes on where the last part stopped."""
-        self._served = iter(masks)
+        self._served = iter(masks)  # the same order: `mark_served` follows `unserved` with it
         self.payloads: dict[int, BatchPayload] = {}
         """The payloads that were made so far, by mask."""
 
@@ -79,14 +79,14 @@ class Batch(Generic[S]):
         return payload
 
     def mark_served(self, last: S) -> None:
-        """Mark all subscribers as served that `unserved` gave, up to the `last` one."""
+        """Mark as served the subscribers that `unserved` has given. `last` is the newest of them."""
         for subscriber in self._served:
             self._masks[subscriber] = 0
             if subscriber is last:
                 return
 
     def pop(self, subscriber: S) -> BatchPayload | None:
-        """Return what this subscriber still has to get, and mark it as served. None when there is nothing for it."""
+        """Return what this subscriber still has to get, and mark it as served. Return None when nothing is left for it."""
         if not (mask := self._masks.get(subscriber, 0)):
             return None
         self._masks[subscriber] = 0
@@ -122,8 +122,8 @@ class Broadcast:
     def begin(self, batches: list[Batch[Subscriber]], before: Delivery, on_written: Callable[[], None] | None) -> None:
         """Write the rest of the last batches now, and then the first part of these.
 
-        `before` is the last delivery before these batches: a subscriber whose socket is full falls behind there. `on_written` is
-        called once everything is written: before this method returns if the first part is all, else in a later turn.
+        `before` is the last delivery before these batches: a subscriber whose send buffer is full falls behind there. `on_written`
+        is called once everything is written. If the first part is everything, that is before this method returns.
         """
         self.finish()
         self._batches, self._before, self._on_written = batches, before, on_written
@@ -180,7 +180,7 @@ class Broadcast:
         for subscriber, mask in batch.unserved:
             if not mask or subscriber.behind:
                 continue
-            if mask != last_mask:  # neighbours often get the same
+            if mask != last_mask:  # saves a look-up: neighbours often get the same
                 data, deliveries, cost = payloads.get(mask) or batch.payload(mask)
                 last_mask = mask
             if subscriber.send(data):

@@ -1,12 +1,14 @@
-"""The hub: which connection listens to what, and one write for each connection and batch.
+"""The hub: which connection subscribed to which topics, and one write for each connection and batch.
 
 A *batch* is the deliveries of one read from the broker. `publish` collects them, and `flush` writes them. Each connection gets
 one write with all its deliveries, in the log's order over all its topics. Connections that get the same deliveries share the same
 bytes. A delivery costs one look-up, and a connection costs one write.
 
-          | batch              | send refused         | resumes          | drained                    | history is read
-  live    | write              | behind, await drain  | behind, feed     | (never asked for)          | -
-  behind  | skip               | await drain          | behind, feed     | feed; lost? notice, feed   | live
+What happens to a subscriber in each state ("gap" is a gap notice):
+
+          | batch  | send buffer is full  | client resumes | send buffer has drained         | nothing left in history
+  live    | write  | behind, await drain  | behind, feed   | -                               | -
+  behind  | skip   | await drain          | behind, feed   | gap if history lost some, feed  | live
 """
 
 from __future__ import annotations
@@ -36,7 +38,7 @@ REPLAY_ENTRY_BYTES = 250
 
 
 class Hub:
-    """All subscribers, the topics of each, and the way of a batch to them."""
+    """Holds all subscribers with their topics, and writes each batch to them."""
 
     def __init__(
         self, history: History, call_soon: Callable[[Callable[[], None]], object] | None = None, *, part_bytes: int = PART_BYTES
@@ -51,7 +53,7 @@ class Hub:
         self._replay_cache: dict[tuple[Dialect, int], bytes] = {}  # by dialect and seq
         self._replay_cache_bytes = 0
         self._holes: list[Hole] = []
-        """The holes before which a client may resume. It is told of each when it gets there."""
+        """The holes that a client may resume from before. It gets the gap notice once it has been fed up to the hole."""
         self.subscribers: dict[Subscriber, None] = {}
         self.counters = HubCounters()
         self.batch_sizes = Histogram(BATCH)
@@ -120,11 +122,13 @@ class Hub:
             subscribers[subscriber] = None
 
     def subscribe(self, subscriber: Subscriber, request: Request, since: Delivery | None = None) -> Change:
-        """Replace the subscriber's topics with those of the request. Put it behind `since`, the place from which it resumes.
+        """Replace the subscriber's topics with those of the request, and return what changed.
 
-        Topics that it keeps go on without a gap and without a repetition: `since` counts for the topics that it joins. `since`
-        must not be newer than `flushed`. Nothing is written here. Once the answer is sent, the caller must call `feed` for a
-        subscriber that is behind.
+        With `since`, the place from which it resumes, the subscriber is behind afterwards. `since` counts only for the topics that
+        it joins: topics that it keeps go on without a gap and without a repetition. `since` must not be newer than `flushed`.
+
+        The new topics' deliveries are not written here. After it has sent the answer, the caller must call `feed` for a subscriber that
+        is behind.
         """
         self._broadcast.flush_subscriber(subscriber)
         wanted = dict.fromkeys(request.topics)
@@ -158,14 +162,14 @@ class Hub:
         )
 
     def flush_to_position(self, subscriber: Subscriber) -> str:
-        """Write to the subscriber what is left of the batch for it. Return the position up to which it has got everything."""
+        """Write to the subscriber its rest of the batch. Return the position up to which it has got everything."""
         self._broadcast.flush_subscriber(subscriber)
         return subscriber.cursor.position if subscriber.behind else self.position
 
     def flush_to_place(self, subscriber: Subscriber) -> tuple[str, dict[str, str]]:
         """Write to the subscriber its rest of the batch. Return its position, and the topics that it joined while behind.
 
-        Each of these has the position after which the subscriber gets its deliveries.
+        Each of these topics maps to the position after which the subscriber gets its deliveries.
         """
         position = self.flush_to_position(subscriber)
         if not subscriber.behind:
@@ -179,8 +183,8 @@ class Hub:
     def adopt(self, subscriber: Subscriber, since: Delivery, topics: Mapping[str, int]) -> None:
         """Subscribe a connection of another process, which has got everything up to `since`.
 
-        `topics` has the `seq` after which it gets deliveries of each topic. The subscriber has just joined. It is behind from now on, and
-        the caller must call `feed`.
+        `topics` maps each topic to the `seq` after which the subscriber gets its deliveries. The subscriber must have just joined.
+        It is behind afterwards, and the caller must call `feed`.
         """
         self._join_topics(subscriber, topics)
         subscriber.fall_behind(since)
@@ -190,7 +194,7 @@ class Hub:
     # The hot path: `publish` for each delivery, `flush` for each batch.
 
     def publish(self, delivery: Delivery) -> None:
-        """Add a delivery to the batch. One without a subscriber costs this look-up, however many topics there are."""
+        """Add a delivery to the batch. A delivery without a subscriber costs one look-up, however many topics there are."""
         if delivery.topic in self._topic_uses:
             self._batch.append(delivery)
             self.batch_bytes += len(delivery.payload)
@@ -199,7 +203,7 @@ class Hub:
         """End the batch: write to each live subscriber its deliveries, in the log's order.
 
         `on_written` is called once all is written. A large batch is written in several turns of the reactor, a small one before
-        this method returns. The next batch never overtakes: the rest of this one is written before it.
+        this method returns. The next batch never overtakes: `flush` first writes the rest of the last one.
         """
         before, self._flushed = self._flushed, self.history.head
         batches: list[Batch[Subscriber]] = []
@@ -251,9 +255,10 @@ class Hub:
         return 0
 
     def read(self, topics: Iterable[str], since: Delivery | None, limit: int, max_bytes: int) -> HistoryPage:
-        """Return the next deliveries of these topics after a place of the log, or from the oldest that is held (None).
+        """Return a page: the next deliveries of these topics after `since`, or from the oldest one that is held (None).
 
-        At most `limit` of them, and `max_bytes` in all. A delivery that is larger comes alone. A hole in the log ends the page.
+        A page has at most `limit` deliveries and `max_bytes`. A delivery larger than `max_bytes` has a page of its own. A hole in
+        the log ends the page.
         """
         history = self.history
         start = max(history.floor, history.barrier, key=attrgetter("seq")) if since is None else since
@@ -269,7 +274,10 @@ class Hub:
         return HistoryPage(found, hole.end.position, gap, complete=False)
 
     def replay(self, since: Delivery, subscribers: Iterable[Subscriber], holes: Sequence[Hole] = ()) -> None:
-        """Feed these subscribers from this place. They must not have got anything after it. They are told of those holes that end later."""
+        """Feed these subscribers from `since`. They must not have got anything after it.
+
+        They get a notice of each of `holes` that ends after `since`. Subscribers without a topic, or already behind, are left out.
+        """
         ahead = [hole._replace(start=max(since, hole.start, key=attrgetter("seq"))) for hole in holes if hole.end.seq > since.seq]
         for subscriber in subscribers:
             if subscriber.topics and not subscriber.behind:
@@ -282,8 +290,8 @@ class Hub:
     ) -> None:
         """Tell every subscriber with a topic that the deliveries between two places of the log are lost.
 
-        A subscriber that is behind is told once it has been fed up to the gap. `subscribers` limits the notice to these.
-        `resumable`: a client may later resume from before the gap, and is told of it then.
+        A subscriber that is behind gets the notice once it has been fed up to the gap. With `subscribers` only these get it.
+        `resumable`: a client may later resume from before the gap, and gets the notice then.
         """
         self._broadcast.finish()
         hole = Hole(start, end, reason)
@@ -295,7 +303,8 @@ class Hub:
             if subscriber.behind:
                 subscriber.holes = [*subscriber.holes, hole]
             elif not self._notify_hole(subscriber, hole):
-                # If nothing has gone out behind the gap: its position must not skip a gap that it hasn't been told of.
+                # The subscriber's position must not skip a gap that it hasn't been told of. `start` is right only if nothing after
+                # the gap was sent.
                 subscriber.fall_behind(start if end.seq == self._flushed.seq else self._flushed)
                 subscriber.holes = [hole]
                 self.counters.fell_behind += 1
@@ -304,8 +313,8 @@ class Hub:
     def _notify_lost(self, subscriber: Subscriber, lost: list[str]) -> bool:
         """Tell a subscriber that is behind which topics lost deliveries from history.
 
-        Return False if it must drain first, or if it was closed because its dialect has no notice. Holes that begin before the oldest
-        delivery of history are told in the same notice, which then names all topics: for the client all of that is one gap.
+        Return False if its send buffer must drain first, or if it was closed because its dialect has no notice. The same notice
+        covers the holes that begin before history's oldest delivery. Then it names all topics: for the client all of that is one gap.
         """
         end, reason = self.history.floor, "history"
         passed = [hole for hole in subscriber.holes if hole.start.seq <= end.seq]
@@ -325,7 +334,10 @@ class Hub:
         return True
 
     def _notify_hole(self, subscriber: Subscriber, hole: Hole) -> bool:
-        """Tell a subscriber of a hole in the log, or its peer if the dialect has no notice. Return False if its send buffer is full."""
+        """Send a subscriber the notice of a hole, or call its peer's `note_hole` if the dialect has no notice.
+
+        Return False if its send buffer is full.
+        """
         notice = subscriber.dialect.gap(Gap(tuple(sorted(subscriber.topics)), hole.start.position, hole.end.position, hole.reason))
         if notice is None:
             subscriber.peer.note_hole()

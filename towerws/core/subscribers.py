@@ -27,7 +27,7 @@ class Peer(Protocol):
         """Call `Hub.feed` for this subscriber once its send buffer is empty, in a later turn of the reactor."""
 
     def note_hole(self) -> None:
-        """Deliveries of the topics may be lost, and the dialect has no notice for that."""
+        """Take note that deliveries of the topics may be lost. The hub calls this if the dialect has no notice to send."""
 
     def end(self, reason: CloseReason) -> None:
         """Close the connection."""
@@ -35,21 +35,26 @@ class Peer(Protocol):
 
 @dataclass(slots=True)
 class HubCounters:
-    """What happened since the start."""
+    """Counts what the hub did since the process started."""
 
     batches: int = 0
     deliveries_out: int = 0
     """Deliveries written to connections. A delivery counts once for each connection that got it."""
     bytes_out: int = 0
-    """The bytes of their frames, without those that were replayed from history."""
+    """Bytes of frames written to live subscribers. `replayed_bytes` has those from history."""
     replayed: int = 0
-    """Those of the deliveries that came from history."""
+    """Deliveries written from history. `deliveries_out` counts them, too."""
     replayed_bytes: int = 0
     fell_behind: int = 0
+    """How often a full send buffer put a live subscriber behind."""
     caught_up: int = 0
+    """How often a subscriber that was behind became live."""
     resumed: int = 0
+    """Requests with a position from which the client resumed."""
     not_recovered: int = 0
+    """Requests with a position from which the client could not resume."""
     gaps: int = 0
+    """Gap notices, and connections that were closed because their dialect has no gap notice."""
 
 
 class Hole(NamedTuple):
@@ -70,13 +75,13 @@ class Subscriber:
         self.send = peer.send
         self.dialect = dialect
         self.topics: dict[str, int] = {}
-        """By topic (routing key) the `seq` after which the subscriber gets its deliveries."""
+        """Maps each topic (routing key) to the `seq` after which the subscriber gets its deliveries."""
         self.behind = False
         self.cursor = cursor
         """The last delivery that a subscriber that is behind has got. Has no meaning while it is live."""
         self.holes: Sequence[Hole] = ()
-        """The holes of which a subscriber that is behind must still be told. The empty tuple is shared: few have any."""
+        """The holes that a subscriber that is behind must still get a notice of. The empty tuple is shared: few have any."""
 
     def fall_behind(self, cursor: Delivery) -> None:
-        """Feed it from history from here on."""
+        """Put the subscriber behind: the hub feeds it what comes after `cursor` from history."""
         self.cursor, self.behind = cursor, True
