@@ -13,13 +13,13 @@ from tests.kit.rows import each_row
 from towerws.core.deliveries import BEFORE, MARKER_TOPIC, Delivery, Fingerprint
 from towerws.core.history import (
     ENTRY_BYTES,
+    FRAME_OVERHEAD_BYTES,
     MAX_EVICTED_TOPICS,
     MAX_FOUND_EVENTS,
     MAX_FOUND_TOPICS,
+    MAX_SEARCHED,
+    MAX_SEARCHED_BYTES,
     MESSAGE_ID_BYTES,
-    READ_BYTES,
-    SEARCHED,
-    SEARCHED_BYTES,
     TOPIC_BYTES,
     History,
     count_topics,
@@ -297,7 +297,7 @@ def test_a_piece_ends_where_its_bytes_are_reached() -> None:
     deliveries = [log.append(f"t.{number % 2}", b"x" * 100) for number in range(6)]
     topics = {"t.0": 0, "t.1": 0}
     last = deliveries[-1].seq
-    each = 100 + READ_BYTES
+    each = 100 + FRAME_OVERHEAD_BYTES
     assert log.history.after(0, topics, last, 3 * each) == deliveries[:3]
     assert log.history.after(0, topics, last, 3 * each - 1) == deliveries[:2]
     assert log.history.after(0, topics, last, 1) == deliveries[:1]
@@ -592,11 +592,11 @@ def test_find(asked: dict[str, str], topics: list[str]) -> None:
 
 def test_bounds() -> None:
     """A search ends at its bounds in events, in deliveries and in bytes, and says so."""
-    many = held(*[("a.b", b"{}")] * (SEARCHED + 10))
+    many = held(*[("a.b", b"{}")] * (MAX_SEARCHED + 10))
     found = find_events(many)
     assert (len(found.events), found.complete) == (MAX_FOUND_EVENTS, False)
     assert find_events(many, text="no such text") == ([], False)
-    large = held(*[("a.b", b"x" * 1024**2)] * (SEARCHED_BYTES // 1024**2 + 5))
+    large = held(*[("a.b", b"x" * 1024**2)] * (MAX_SEARCHED_BYTES // 1024**2 + 5))
     assert find_events(large, text="no such text") == ([], False)
     assert find_events(large, after=large.head.seq - 3, text="no such text") == ([], True)
 

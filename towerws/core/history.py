@@ -1,4 +1,4 @@
-"""History: the recent deliveries, by topic and by position, within a bound in bytes and one in age. And searches of it, for the console.
+"""History: the recent deliveries, by topic and by position, bounded in bytes and in age. Also the console's searches in it.
 
 The oldest delivery of all is also the oldest of its topic, so dropping it costs two pops. Each topic's deliveries are in the order
 of `seq`. A reader's missed deliveries are found by bisection in each of its topics and then merged. So a resume costs what was
@@ -33,8 +33,8 @@ TOPIC_BYTES = 170
 MESSAGE_ID_BYTES = 136
 """The memory of a `message_id` without its characters: the string's head, the pair with its topic, and their index entry."""
 
-READ_BYTES = 128
-"""About what a delivery takes besides its payload: the frame's head, and in `towerws.v1` the position and the names."""
+FRAME_OVERHEAD_BYTES = 128
+"""Roughly what a delivery's frame takes beyond its payload: the frame's head, and in `towerws.v1` the position and the names."""
 
 MAX_EVICTED_TOPICS = 10_000
 """For this many evicted topics we remember the last dropped `seq` (about 2 MiB)."""
@@ -45,17 +45,20 @@ _GONE = Delivery(-1, "", b"", -1, "")
 MAX_FOUND_EVENTS = 200
 """The most events in one answer."""
 
-SEARCHED = 5000
-"""How many of the newest deliveries one search reads: 2.2 ms with 1,000 bytes each."""
+MAX_SEARCHED = 5000
+"""The most deliveries that one search reads, the newest ones: 2.2 ms with 1,000 bytes each."""
 
-SEARCHED_BYTES = 16 * 1024 * 1024
-"""How many bytes of payloads one search reads: 5.6 ms."""
+MAX_SEARCHED_BYTES = 16 * 1024 * 1024
+"""A search ends once it has read this many bytes of payloads: 5.6 ms."""
 
 MAX_FOUND_TOPICS = 200
 
 
 class _TopicLog:
-    """One topic's deliveries, oldest first. `first` skips the dropped ones. They are cut off once they are the larger half."""
+    """One topic's deliveries, oldest first. `first` is the index of the oldest one that is held.
+
+    Dropped deliveries leave `_GONE` before it. These are cut off once they are the larger half of the list.
+    """
 
     __slots__ = ("deliveries", "dropped", "first")
 
@@ -148,7 +151,7 @@ class History:
         return self._log[0] if self._log else self.newest
 
     def append(self, topic: str, payload: bytes, offset: int, epoch: str | Fingerprint, message_id: str | None, now: float) -> Delivery:
-        """Append the newest delivery, and drop old ones beyond the bound. Its offset must be larger than each offset that is held."""
+        """Append the newest delivery, and return it. Drop old ones beyond the bound. `offset` must be larger than each that is held."""
         self._seq += 1
         delivery = Delivery(self._seq, topic, payload, offset, epoch, message_id, now)
         if (log := self._topics.get(topic)) is None:
@@ -210,7 +213,7 @@ class History:
     def mark(self, offset: int, epoch: str, *, barrier: bool = True) -> Delivery:
         """Put a mark after the head, and return it. With `barrier` clients can't resume from any position before it.
 
-        `epoch` must be used only once for this offset.
+        `epoch` must be used only once for this offset. If it is empty, clients can't resume from the mark either.
         """
         self._seq += 1
         self.head = Delivery(self._seq, "", b"", offset, epoch)
@@ -260,9 +263,9 @@ class History:
     def after(self, seq: int, topics: Mapping[str, int], upto: int, max_bytes: int) -> list[Delivery]:
         """Return the next deliveries for a reader that is behind, oldest first.
 
-        `topics` has the reader's topics, each with the `seq` after which it gets deliveries. The reader is at `seq`, and gets
-        nothing after `upto`. The list ends at `max_bytes`, each delivery counted with its payload and `READ_BYTES`. It is empty
-        only if nothing is left: a delivery that is larger than `max_bytes` comes alone.
+        `topics` maps the reader's topics to the `seq` after which it gets their deliveries. The reader is at `seq`, and gets nothing
+        after `upto`. The list ends at `max_bytes`, each delivery counted with its payload and `FRAME_OVERHEAD_BYTES`. The list is
+        empty only if nothing is left: a delivery that is larger than `max_bytes` comes alone.
         """
         logs = self._topics
         unread = [
@@ -273,7 +276,7 @@ class History:
         for delivery in unread[0] if len(unread) == 1 else merge(*unread, key=_seq):
             if delivery.seq > upto:
                 break
-            size += len(delivery.payload) + READ_BYTES
+            size += len(delivery.payload) + FRAME_OVERHEAD_BYTES
             if size > max_bytes and found:
                 break
             found.append(delivery)
@@ -282,8 +285,8 @@ class History:
     def lost(self, seq: int, topics: Mapping[str, int]) -> list[str]:
         """Return the reader's topics of which a delivery after `seq` was dropped already.
 
-        This is exact until `MAX_EVICTED_TOPICS` topics have been evicted. After that it may name a topic that lost nothing, but
-        it never leaves out one that lost a delivery.
+        `topics` is the same as for `after`. The answer is exact until `MAX_EVICTED_TOPICS` topics have been evicted. After that it
+        may name a topic that lost nothing, but it never leaves out a topic that lost a delivery.
         """
         if seq >= self.floor.seq:
             return []
@@ -305,9 +308,9 @@ class Found(NamedTuple):
 
 
 def find_events(history: History, *, after: int = -1, group: str = "", text: str = "") -> Found:
-    """Return the newest events whose `seq` is larger than `after`, of this group (empty: of all).
+    """Return the newest events whose `seq` is larger than `after`, of this group (empty: of all groups).
 
-    `text` must be in the topic or in the payload, written exactly so.
+    The topic or the payload must contain `text`, in the same spelling and case.
     """
     wanted = text.encode()
     events: list[Delivery] = []
@@ -315,7 +318,7 @@ def find_events(history: History, *, after: int = -1, group: str = "", text: str
     for count, delivery in enumerate(history.newest_first()):
         if delivery.seq <= after:
             break
-        if count >= SEARCHED or len(events) >= MAX_FOUND_EVENTS or size >= SEARCHED_BYTES:
+        if count >= MAX_SEARCHED or len(events) >= MAX_FOUND_EVENTS or size >= MAX_SEARCHED_BYTES:
             return Found(events, complete=False)
         topic = delivery.topic
         if topic in WITHHELD or (group and topic.partition(".")[0] != group):
@@ -329,10 +332,13 @@ def find_events(history: History, *, after: int = -1, group: str = "", text: str
 
 
 def count_topics(history: History) -> list[tuple[str, int, Delivery]]:
-    """Return the topics of the newest `SEARCHED` deliveries, at most `MAX_FOUND_TOPICS`: each with its events there, and the newest one."""
+    """Return the topics of the newest `MAX_SEARCHED` deliveries, at most `MAX_FOUND_TOPICS`.
+
+    Each comes with the number of its events there, and the newest one. The topic with the newest event is first.
+    """
     counts: Counter[str] = Counter()
     newest: dict[str, Delivery] = {}
-    for delivery in islice(history.newest_first(), SEARCHED):
+    for delivery in islice(history.newest_first(), MAX_SEARCHED):
         if delivery.topic not in WITHHELD:
             counts[delivery.topic] += 1
             newest.setdefault(delivery.topic, delivery)
