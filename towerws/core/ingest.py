@@ -33,7 +33,7 @@ BATCH_BYTES = 256 * 1024
 """A batch with more payload bytes than this is flushed early, so that one write leaves no more in a send buffer than its bound."""
 
 MAX_REFILL_MARKERS = 1000
-"""So many markers of this daemon are remembered during a refill. A reader that connects again and again publishes twelve a minute."""
+"""The most markers of this daemon that a refill remembers. A reader that connects again and again publishes twelve a minute."""
 
 REPORT_EVERY_S = 60
 """Messages that are bad for the same reason are reported once in this time. The counter `bad` has their number."""
@@ -72,31 +72,31 @@ class Ingest:
         self._bytes_out = 0  # the hub's counter at the end of the last batch
         self._reported: dict[str, float] = {}
         self._cut: tuple[Delivery, bool] | None = None
-        """After `rewind`: where the log was cut off, and whether anything before that is still held. Until `hole` is called."""
+        """Set between `rewind` and `hole`: where the log was cut off, and whether deliveries before that are still held."""
         self._unbound_told_to = -1
-        """The offset up to which clients have been told that the binding was missing. A marker may tell of the same hole again.
+        """The offset up to which clients know of a hole from a missing binding. Another marker may report the same hole again.
         -1 once a marker has proven the binding after that."""
         self._unbound_end_open = False
-        """Whether that was told before a marker said where the hole ends."""
+        """Whether the marker with the end of that hole is still to come. Clients know of the hole from `hole` until then."""
         self._told_to = history.head
-        """The end of the last hole of any kind that clients were told of."""
+        """The end of the last hole of any kind that clients know of."""
         self._refill_holes: list[Hole] = []
-        """Holes that the refill has met. Those who are fed from before them are told."""
+        """The holes that were found during the refill. A client that is fed from before a hole gets a notice of it."""
         self._marker_numbers: dict[str, int] = {}
-        """During the refill, the markers of this daemon that the broker confirmed, the oldest first: their numbers by their texts."""
+        """During the refill: the markers of this daemon that the broker confirmed, oldest first. Maps each text to the marker's number."""
         self._subscribed_before: dict[Subscriber, int] = {}
-        """During the refill, for each connection: the number of the first marker that the broker confirmed after it had subscribed."""
+        """During the refill: maps each subscriber to the number of the first marker that was confirmed after it had subscribed."""
         self._marker_places: dict[str, Delivery] = {}
-        """During the refill, for each of these markers: its place in history."""
+        """During the refill: maps the text of each of these markers that was read to its place in history."""
         self._waiters = PositionWaiters(self.judge_position)
         self._proven = False
         self.history_complete = False
         """Whether the refill has ended. Before that no position is judged, and no delivery goes to the hub."""
         self.on_position_asked: Callable[[], None] = lambda: None
         self.on_joinable: Callable[[], None] = lambda: None
-        """Set by the service. Called when a client that subscribes from now on misses nothing. It may be called more than once."""
+        """Set by the service. Called when clients that subscribe after this call miss nothing. It may be called more than once."""
         self.delivery_s = Histogram(SECONDS)
-        """From the first message of a read to the last write of its batch. A message of the same read waited no longer."""
+        """From the first message of a read to the last write of its batch. No other message of the read waited longer."""
         self.write_s = Histogram(SECONDS)
         """From the end of a read to the last write of its batch."""
         self.publish_times = PublishTimes()
@@ -112,7 +112,7 @@ class Ingest:
     def judge_position(self, position: str, *, final: bool = False) -> Judged:
         """Return a position's place in history, None if it is surely unknown, or `PENDING` while that can't be proven.
 
-        `final`: a marker that was published after the client asked has been read. So the log does not reach further.
+        `final`: a marker that was published after the client asked has been read. So the log does not reach a position beyond it.
         """
         found = self._history.find(position)
         if found is not None:
@@ -163,9 +163,9 @@ class Ingest:
                 self._hub.flush()
 
     def end_batch(self, on_written: Callable[[int], None], published: PublishedAt | None = None) -> None:
-        """Flush the batch, and drop what is too old. `on_written` gets the bytes that were written since the last batch.
+        """Flush the batch, and drop what is too old. `on_written` gets the number of bytes that were written since the last batch.
 
-        `published` says when its first message was published.
+        `published` says when the batch's first message was published.
         """
         read_at, self._now = self._now, None
         now = self._clock()
@@ -201,7 +201,7 @@ class Ingest:
         return None if self._history.oldest is None else self._history.oldest.offset
 
     def begin(self, epoch: str) -> None:
-        """Read a log of this process from now on. Its positions have this epoch."""
+        """Expect deliveries of a log of this process. Its positions have this epoch."""
         self._epoch = epoch
         if not self._history.head.seq:
             self._history.begin(0, epoch)
@@ -209,7 +209,7 @@ class Ingest:
         self._proven = True
 
     def continue_log(self, epoch: str, floor: int) -> None:
-        """Go on with the log of another process. `floor`: the offset after which its history begins. Only before the first delivery."""
+        """Go on with the log of another process. `floor`: the offset after which its history begins. Call it before the first delivery."""
         self._epoch = epoch
         self._history.begin(floor, epoch)
         self._hub.flush()
@@ -228,7 +228,10 @@ class Ingest:
         self._waiters.marker_sent(text)
 
     def marker_confirmed(self, text: str) -> None:
-        """Remember which connections have subscribed by now. A later one misses nothing that comes after this marker."""
+        """During the refill: remember which clients have subscribed by now.
+
+        A client that subscribes later needs only the deliveries after this marker.
+        """
         if not self.history_complete:
             numbers, before = self._marker_numbers, self._subscribed_before
             numbers[text] = number = 1 + next(reversed(numbers.values()), 0)
@@ -242,7 +245,10 @@ class Ingest:
             self.on_joinable()
 
     def caught_up(self, *, replay: bool = False) -> None:
-        """End the refill: hand deliveries to the hub from now on, and feed the clients that have subscribed during the refill."""
+        """End the refill: hand later deliveries to the hub, and feed the clients that have subscribed during the refill.
+
+        `replay`: feed them everything that is held, instead of what follows the markers.
+        """
         if self.history_complete:
             return
         self._hub.flush()
@@ -266,24 +272,24 @@ class Ingest:
         """
         left = [subscriber for subscriber in self._hub.subscribers if subscriber.topics]
         # From the newest marker to the oldest: its place and its number.
-        known = [
+        read_markers = [
             (place, number)
             for text, number in reversed(self._marker_numbers.items())
             if (place := self._marker_places.get(text)) is not None
         ]
-        first, oldest = known[-1] if known else (self._history.head, inf)
-        before = {subscriber: self._subscribed_before.get(subscriber, inf) for subscriber in left}  # inf: before none of them
+        first, oldest = read_markers[-1] if read_markers else (self._history.head, inf)
+        before = {subscriber: self._subscribed_before.get(subscriber, inf) for subscriber in left}  # inf: after all of them
         self._hub.gap(self._history.floor, first, "broker", [subscriber for subscriber in left if before[subscriber] <= oldest])
-        for place, number in known:
+        for place, number in read_markers:
             self._hub.replay(place, [subscriber for subscriber in left if before[subscriber] > number], self._refill_holes)
             left = [subscriber for subscriber in left if before[subscriber] <= number]
-        if known:
+        if read_markers:
             self._hub.replay(first, left, self._refill_holes)
 
     def marker(self, marker: Marker, body: bytes, offset: int, message_id: str | None, *, through_exchange: bool) -> None:
         """Keep a marker in history, and tell clients of the hole that it reports.
 
-        The clients that it answers are judged at the end of the batch.
+        The positions that the marker settles are judged at the end of the batch.
         """
         self.markers += 1
         kept = self._history.append(MARKER_TOPIC, body, offset, self._epoch, message_id, self._clock())
@@ -296,8 +302,9 @@ class Ingest:
             if through_exchange and not self._unbound_end_open:
                 self._unbound_told_to = -1  # the binding was there: a hole that is reported after this is another one
             return
-        # Two daemons that found the same hole report it in two markers. The second hole begins before the first marker's place. So may
-        # a later one of a daemon that lags or has just started: a marker without a hole lies between them then.
+        # Two daemons that found the same hole report it in two markers. The second marker's hole begins before the first marker's
+        # place. The hole of a daemon that lags or has just started may begin there, too, and still be another one. But then a marker
+        # without a hole came in between, and has reset `_unbound_told_to`.
         if marker.hole < self._unbound_told_to:
             if self._unbound_end_open:
                 self._unbound_end_open = False
@@ -305,13 +312,13 @@ class Ingest:
             return
         self._unbound_told_to, self._unbound_end_open = offset, False
         self._hub.flush()
-        # Clients may have been told of a hole of another kind since then.
+        # Clients may know already of a hole of another kind that ends after `marker.hole`.
         start = max(self._history.at(marker.hole) or self._history.floor, self._told_to, key=attrgetter("seq"))
         self._history.barrier = self._told_to = kept
         self._tell(start, kept, "broker")
 
     def gap(self, reason: str) -> None:
-        """Put a mark into history from which clients may resume, but from nothing before it. Tell every client of the gap."""
+        """Put a mark into history, and tell every client of the gap. Clients may resume from the mark, but from no place before it."""
         self._hub.flush()
         start = self._history.head
         end = self._history.mark(max(start.offset, 0), self._new_epoch())
@@ -335,7 +342,7 @@ class Ingest:
         start, shared = self._cut or (self._history.head, False)
         self._cut = None
         epoch = self._fingerprint(routing_key, message_id, body) + BEFORE
-        # Where the log was only cut off, the deliveries before the cut are still held. Clients may resume from before the hole.
+        # If `rewind` kept the deliveries before the cut, clients may resume from before the hole.
         end = self._told_to = self._history.mark(offset, epoch, barrier=not shared)
         self._hub.flush()
         self._tell(start, end, reason, resumable=shared)
@@ -364,7 +371,7 @@ class Ingest:
         self._refill_holes.clear()
 
     def _tell(self, start: Delivery, end: Delivery, reason: str, *, resumable: bool = False) -> None:
-        """Tell every client of a gap. During the refill nobody has got anything: those who are fed from before it are told then."""
+        """Tell every client of a gap. During the refill no client has got anything: keep the hole for `caught_up`."""
         if self.history_complete:
             self._hub.gap(start, end, reason, resumable=resumable)
         else:
@@ -375,7 +382,7 @@ class Ingest:
     def check(self, routing_key: str, body: bytes) -> None:
         """Raise `BadDelivery` for a message that can't be forwarded, with the reason that fits best.
 
-        This is the whole check. `deliver` calls it only for messages that its short check did not pass.
+        This is the whole check. `deliver` calls it only for messages that fail its short check.
         """
         if routing_key in WITHHELD:
             raise BadDelivery("withheld", f"{routing_key} is never forwarded")

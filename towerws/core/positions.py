@@ -3,8 +3,8 @@
 A position waits in three cases. History is being refilled. Nothing proves yet that the log is still the same one. Or the position
 lies after the newest delivery, because the client comes from a daemon that is ahead.
 
-It is judged when the log has reached it, or when a marker has been read that was published after the client asked: then it is
-known that the log does not reach it.
+A position is judged when the log has reached it, or when a marker has been read that was published after the client asked. That
+marker proves that the log does not reach the position.
 """
 
 from __future__ import annotations
@@ -17,11 +17,12 @@ from typing import Final, Protocol
 
 from towerws.core.deliveries import Delivery, parse_position
 
-MAX_MARKERS: Final = 64
-"""The number of our unread markers that are remembered. There are at most two, unless the broker loses them."""
+MAX_UNREAD_MARKERS: Final = 64
+"""The most unread markers of this daemon that are remembered. There are at most two, unless the broker loses them."""
 
 SPARE_ENTRIES: Final = 64
-"""Entries of the heap besides twice the number of waiting clients. With more, those of clients that wait no more are removed."""
+"""The heap may have this many entries more than twice the number of waiting clients. Then entries of clients that wait no more
+are removed."""
 
 
 class Pending(enum.Enum):
@@ -50,6 +51,7 @@ class _Waiter:
     """The number of markers that had been sent when the client asked."""
     callback: Callable[[Delivery | None], None]
     final: bool = False
+    """Whether a marker that was sent later has been read."""
 
 
 class PositionWaiters:
@@ -61,8 +63,8 @@ class PositionWaiters:
         self._by_offset: list[tuple[int, int, _Waiter]] = []  # a heap: offset, a number that settles ties
         self._added = 0
         self._markers_sent = 0
-        self._unread_markers: dict[str, int] = {}  # text -> how many had been sent with it
-        self._newest_read = -1  # of the markers that were read since the last `judge`
+        self._unread_markers: dict[str, int] = {}  # text -> the marker's number, counted from 1
+        self._newest_read = -1  # the number of the newest marker that was read since the last `judge`; -1: none
 
     def __len__(self) -> int:
         return len(self._waiters)
@@ -86,20 +88,20 @@ class PositionWaiters:
         return cancel
 
     def marker_sent(self, text: str) -> None:
-        """A marker is being published. When it is read, it answers all clients that wait now."""
+        """Remember a marker that is being published. Once it is read, all positions that wait now can be judged."""
         self._markers_sent += 1
         if not self._waiters:
             self._unread_markers.clear()
-        elif len(self._unread_markers) >= MAX_MARKERS:
+        elif len(self._unread_markers) >= MAX_UNREAD_MARKERS:
             del self._unread_markers[next(iter(self._unread_markers))]
         self._unread_markers[text] = self._markers_sent
 
     def marker_received(self, text: str) -> None:
-        """A marker was read. The clients that it answers are judged at the next `judge`."""
+        """Note that a marker was read. The next `judge` judges the positions that waited when it was sent."""
         self._newest_read = max(self._newest_read, self._unread_markers.pop(text, -1))
 
     def judge(self, upto: int | None = None) -> None:
-        """Judge again the positions up to this offset, and those that a marker answers. None: all of them."""
+        """Judge again the positions up to this offset, or all of them: with None, or if a marker was read since the last call."""
         newest_read, self._newest_read = self._newest_read, -1
         candidates: list[_Waiter] = []
         if upto is None or newest_read >= 0:
