@@ -67,7 +67,7 @@ class Delivery:
     """Names the log. A stream's deliveries share one `Fingerprint`, which computes it. Empty: no client can resume from here."""
     message_id: str | None = None
     arrived: float = 0.0
-    """When it was read, in seconds of history's clock."""
+    """When the message was read, in seconds of history's clock."""
 
     @property
     def position(self) -> str:
@@ -94,8 +94,9 @@ class Marker(NamedTuple):
     `text` names the marker, and `daemon` the process that published it. Both are random hexadecimal digits. `hole`: events between
     the delivery at this offset and the marker did not reach the stream. None: the daemon knows of no hole.
 
-    `machine` and `previous_s` say when this daemon published its previous marker that the broker confirmed, without any clock that can
-    be set: `previous_s` seconds after the start of the daemon's machine, which `machine` names. "": it is not known. None: there is none.
+    `machine` and `previous_s` say when the daemon published its previous confirmed marker, without any clock that can be set. That
+    was `previous_s` seconds after the daemon's machine started. `machine` names this start of the machine, or is "" if the daemon
+    does not know it. `previous_s` is None if there is no previous marker.
     """
 
     text: str

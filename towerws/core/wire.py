@@ -52,15 +52,15 @@ class Gap:
 class Dialect(Protocol):
     """What the server writes to one kind of client.
 
-    Each method returns the payload of one message, or None if the dialect has no such message. Then nothing is sent. `wrap` makes
-    the bytes for the wire of it.
+    Each method but `wrap` and `frame` returns the payload of one message. None: the dialect has no such message, and nothing is
+    sent. `wrap` turns a payload into the bytes that go over the wire.
     """
 
     name: str
     subprotocol: str | None
 
     def wrap(self, payload: bytes) -> bytes:
-        """Return a message, as one of the other methods wrote it, as it goes over the wire."""
+        """Return the bytes for the wire of a payload from one of the other methods."""
 
     def welcome(self, identity: Identity, position: str, ping_s: float) -> bytes:
         """Write the first message."""
@@ -72,13 +72,13 @@ class Dialect(Protocol):
         """Write a delivery."""
 
     def frame(self, delivery: Delivery) -> bytes:
-        """Write a delivery as a whole frame: the same bytes for every client of this dialect."""
+        """Write a delivery as `wrap` does with `event`: the same bytes for every client of this dialect."""
 
     def pong(self, ping: object, position: str) -> bytes:
         """Answer a client's ping message."""
 
     def revoked(self, change: Change, denied: list[Denied]) -> list[bytes]:
-        """Report topics that were taken away from a client without its request."""
+        """Report topics that the server took away from a client. Return the payloads of any number of messages."""
 
     def denied(self, denied: Denied) -> bytes | None:
         """Report one item of a request that was left out."""
@@ -121,7 +121,7 @@ class TowerDialect:
 
     def revoked(self, change: Change, denied: list[Denied]) -> list[bytes]:
         """Write the error of each topic. A client would take AWX's reply for the answer to a request."""
-        return [frame for frame in map(self.denied, denied) if frame is not None]
+        return [payload for payload in map(self.denied, denied) if payload is not None]
 
     def event(self, delivery: Delivery) -> bytes:
         """Return the payload itself."""
@@ -159,7 +159,7 @@ class TowerDialect:
 
 
 class V1Dialect:
-    """`towerws.v1`: each frame is one object with a `type`. All that moves a reader has a position."""
+    """`towerws.v1`: each message is one JSON object with a `type`. Messages that move a client's place in the log have a position."""
 
     name = "v1"
     subprotocol: str | None = SUBPROTOCOL
@@ -248,7 +248,7 @@ DIALECTS: dict[str | None, Dialect] = {dialect.subprotocol: dialect for dialect 
 
 
 def _names(topics: tuple[str, ...]) -> str:
-    """Write a JSON list of flat names. They need no escaping (topics.py), so a storm's answers need no encoder."""
+    """Write a JSON list of flat names. They need no escaping (topics.py), so the answers during a storm need no encoder."""
     return '["' + '", "'.join(map(flat_name, topics)) + '"]' if topics else "[]"
 
 
