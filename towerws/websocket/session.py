@@ -1,8 +1,8 @@
 """The session of one open, authenticated connection, from its first frame to its last.
 
-A session handles its client's messages strictly in order, one at a time. A request replaces the one before it. If that one still
-waits for a decision about access, it is answered with what is known by then (waits.py). Messages over the rate are delayed,
-not refused. The queue of waiting messages is bounded in bytes.
+A session handles its client's messages strictly in order, one at a time. A request replaces the one before it. If the earlier
+request still waits for a decision about access, the session answers it with what is known by then (waits.py). Messages over the
+rate are delayed, not refused. The queue of waiting messages is bounded in bytes.
 """
 
 from __future__ import annotations
@@ -36,23 +36,23 @@ from towerws.websocket.waits import ANSWER_S, PendingRequest, PositionWait
 MAX_UNCHECKED_S = 300.0
 """How long beyond `revalidate_s` a credential counts without a successful check. After that its client can't subscribe to more topics."""
 
-GUESS_S = 1.0
+WRONG_XRFTOKEN_DELAY_S = 1.0
 """In the Tower dialect, a wrong `xrftoken` after the first `MAX_WRONG_TOKENS` is answered after this delay. Later messages wait."""
 
 
 class Connection(Protocol):
-    """What a session uses of its connection. It is the hub's `Peer`, too."""
+    """What a session uses of its connection. The connection is the hub's `Peer`, too."""
 
     address: str
 
     def send(self, data: bytes) -> bool:
-        """Write complete frames. Returns False, and writes nothing, if the send buffer is full."""
+        """Write complete frames. Return False, and write nothing, if the send buffer is full."""
 
     def await_drain(self) -> None:
         """Call the session's `feed` once the send buffer is empty."""
 
     def note_hole(self) -> None:
-        """Deliveries may be lost, and the client's dialect has no notice for that."""
+        """Take note that deliveries may be lost. The hub calls this if the client's dialect has no gap notice."""
 
     def end(self, reason: CloseReason, limit: str = "") -> None:
         """Close the connection. `limit` names the limit that was exceeded, for the log and a counter."""
@@ -64,6 +64,7 @@ class Session:
     __slots__ = (
         "_bucket",
         "_cancel",
+        "_check_topics_again",
         "_checking_topics",
         "_closed",
         "_connection",
@@ -75,9 +76,8 @@ class Session:
         "_recheck_again",
         "_rechecking",
         "_replay",
-        "_taken_away",
-        "_topics_again",
         "_valid_at",
+        "_withdrawn",
         "_wrong_tokens",
         "dialect",
         "identity",
@@ -90,7 +90,7 @@ class Session:
     def __init__(
         self, context: ConnectionContext, connection: Connection, identity: Identity, dialect: Dialect, response: bytes | None = b""
     ) -> None:
-        """Join the hub, and send the handshake's `response` together with the first frame. None: another process has sent both."""
+        """Join the hub, and send the handshake's `response` together with the welcome. None: another process has sent both."""
         self._context = context
         self._connection = connection
         self.identity = identity
@@ -107,16 +107,16 @@ class Session:
         """Cancels what the session waits for. While it is set, new messages are queued."""
         self._pending: PendingRequest | None = None
         self._replay: Replay | None = None
-        self._taken_away: dict[str, str] | None = None
-        """Topics that were taken away while a request waits, each with the reason. The request must not bring them back."""
+        self._withdrawn: dict[str, str] | None = None
+        """Topics that `_withdraw` unsubscribed while a request waits, each with the reason. The request must not bring them back."""
         self._closed = False
         self._rechecking: Deferred[None] | None = None
         """The check of the credential that is under way."""
         self._checking_topics: Deferred[None] | None = None
         """The check of the topics that is under way. It may take longer than the time between two checks of the credential."""
-        self._recheck_again = self._topics_again = False
+        self._recheck_again = self._check_topics_again = False
         """Whether another check follows the one that is under way."""
-        self._valid_at = context.reactor.seconds()
+        self._valid_at = context.reactor.seconds()  # the last successful check of the credential
         self.subscriber: Subscriber = context.hub.join(connection, dialect)
         context.credential_monitor.enter(self)
         if response is None:
@@ -139,7 +139,7 @@ class Session:
             cancel()
 
     def feed(self) -> None:
-        """The send buffer is empty: send the next piece of history, if the subscriber is behind."""
+        """Send the next piece of history, if the subscriber is behind. Called when the send buffer is empty."""
         if self._replay is None:
             self._context.hub.feed(self.subscriber)
         else:
@@ -160,19 +160,19 @@ class Session:
             self._pending.supersede()
 
     def request(self, request: Request) -> None:
-        """Follow the one request of a client that only reads. It needs no `xrftoken`: other sites' pages can't read its answer."""
+        """Handle the only request of an event stream. It needs no `xrftoken`: pages of other sites can't read its answer."""
         self._context.requests += 1
         self.requests += 1
         self._authorize(request)
 
     def _handle_next(self) -> None:
-        """Handle queued messages, until one has to wait for something."""
+        """Handle queued messages, until one of them has to wait."""
         self._handling = None
         while self._inbox and self._cancel is None and not self._closed and not self._exceeds_rate():
             self._handle(*self._inbox.take())
 
     def _exceeds_rate(self) -> bool:
-        """Count the next message. Return whether it exceeds the rate. Then it must wait, and `_resume` is called in time."""
+        """Count the next message. Return whether it exceeds the rate. If so, it must be queued, and `_resume` is scheduled."""
         context = self._context
         now = context.reactor.seconds()
         if self._bucket is None:
@@ -190,11 +190,11 @@ class Session:
 
     def _handle(self, payload: bytes, is_binary: bool) -> None:
         self._handling = payload, is_binary
-        self._follow(payload, is_binary)
+        self._dispatch(payload, is_binary)
         if self._cancel is None:
             self._handling = None
 
-    def _follow(self, payload: bytes, is_binary: bool) -> None:
+    def _dispatch(self, payload: bytes, is_binary: bool) -> None:
         context = self._context
         context.requests += 1
         self.requests += 1
@@ -225,7 +225,8 @@ class Session:
     def _refuse_xrftoken(self, error: BadRequest) -> None:
         """Answer a wrong `xrftoken`.
 
-        In the Tower dialect guesses are slowed down, not closed: AWX never closes for one, and its React pages don't reconnect.
+        In the Tower dialect guesses are slowed down. The connection stays open, since AWX never closes for a wrong `xrftoken`, and
+        its React pages don't reconnect.
         """
         identity = self.identity
         self._context.refusals.line(
@@ -246,7 +247,7 @@ class Session:
             self._handle_next()
 
         self._context.limit_counts["distrust"] += 1
-        self._cancel = self._context.reactor.callLater(GUESS_S, answer).cancel
+        self._cancel = self._context.reactor.callLater(WRONG_XRFTOKEN_DELAY_S, answer).cancel
 
     def _count_wrong_token(self) -> None:
         self._wrong_tokens += 1
@@ -258,7 +259,8 @@ class Session:
 
         No `xrftoken` is needed: a page that knows a token doesn't act by a cookie.
 
-        The topics are checked for `ANSWER_S` at most: no other message is handled meanwhile. The rest is checked afterwards.
+        The client's topics are checked with the new credential for `ANSWER_S` at most, because no other message is handled
+        meanwhile. Topics that are undecided then are checked after the answer.
         """
         began = self._context.reactor.seconds()
 
@@ -280,7 +282,7 @@ class Session:
                 return
             error = failure.value
             if not isinstance(error, BadRequest):
-                self._log.failure("a token could not take the place of another", failure)
+                self._log.failure("a new token could not replace the one in use", failure)
                 error = BadRequest("unavailable", UNCHECKED, message.request_id)
             self._refuse(error)
             if error.code == "token":
@@ -304,7 +306,7 @@ class Session:
         self._withdraw(refusals)
         self._reply(self.dialect.renewed(identity, message.request_id))
         if checking:
-            self.recheck()  # what is known of the new credential may be older than the reason for the check
+            self.recheck()  # the answers about the new credential may be older than the reason for the cancelled checks
 
     def _authorize(self, request: Request) -> None:
         if request.since is not None and self.dialect.subprotocol is None:
@@ -315,7 +317,7 @@ class Session:
         topics = [topic for topic in request.topics if topic not in others] if others else request.topics
         asked: Deferred[dict[str, str]] = maybeDeferred(self._context.auth.refusals, self.identity, topics)
         groups = self._context.groups
-        self._taken_away = None
+        self._withdrawn = None
         if (refusals := result_if_ready(asked)) is not None:
             self._apply(request, {**others, **refusals} if others else refusals)
             return
@@ -333,7 +335,7 @@ class Session:
             self._pending, self._cancel = pending, pending.cancel
 
     def _replaces_all(self, payload: bytes, is_binary: bool) -> bool:
-        """Whether the message is a valid request. Then a pending request before it is answered with what is known."""
+        """Return whether the message is a valid request. It replaces a pending request, which must be answered first."""
         context = self._context
         try:
             message = parse_message(payload, context.groups, context.settings.topics, is_binary=is_binary)
@@ -342,7 +344,7 @@ class Session:
         return isinstance(message, Request) and (not context.check_xrftoken or self.identity.accepts_xrftoken(message.xrftoken))
 
     def _wait_for(self, asked: Deferred[None]) -> None:
-        """Handle no other message before `asked` has fired. It never fails."""
+        """Handle no other message before `asked` has fired. `asked` must not fail."""
         done = False
 
         def go_on(_: None) -> None:
@@ -361,7 +363,7 @@ class Session:
 
     @property
     def is_waiting(self) -> bool:
-        """Whether a message waits for an answer of somebody else."""
+        """Whether a message is being handled and is not answered yet, because the session waits for something."""
         return self._handling is not None and self._cancel is not None
 
     def state(self) -> dict[str, Any]:
@@ -379,7 +381,7 @@ class Session:
         }
 
     def restore(self, state: ConnectionState) -> None:
-        """Continue the session of another process, up to the handling of its messages (`go_on`)."""
+        """Take over the state of the session in another process. `go_on` then handles its messages."""
         settings = self._context.settings
         self._valid_at = state.valid_at
         self.requests = state.requests
@@ -401,9 +403,9 @@ class Session:
     # the credential monitor calls these
 
     def recheck(self) -> None:
-        """Check again whether the credential is valid, and which topics it may hear. If that can't be checked, nothing changes.
+        """Check again whether the credential is valid, and which topics it may get. If that can't be checked, nothing changes.
 
-        During a check this plans another one: the answer that is under way may be older than the reason for the call.
+        A call during a check plans another check: the answer that is under way may be older than the reason for the call.
         """
         if self._closed:
             return
@@ -439,7 +441,7 @@ class Session:
         if self._closed:
             return
         if self._checking_topics is not None:
-            self._topics_again = True
+            self._check_topics_again = True
             return
         asked: Deferred[None] = maybeDeferred(
             tell_refusals, self._context.auth, self.identity, tuple(self.subscriber.topics), self._withdraw
@@ -448,8 +450,8 @@ class Session:
 
         def done(_: None) -> None:
             self._checking_topics = None
-            if self._topics_again:
-                self._topics_again = False
+            if self._check_topics_again:
+                self._check_topics_again = False
                 self._check_topics()
 
         checking.addCallback(done)
@@ -458,20 +460,20 @@ class Session:
         """Cancel the checks that are under way. Return whether there were any."""
         rechecking, checking = self._rechecking, self._checking_topics
         self._rechecking = self._checking_topics = None
-        self._recheck_again = self._topics_again = False
+        self._recheck_again = self._check_topics_again = False
         for check in (rechecking, checking):
             if check is not None:
                 check.cancel()
         return rechecking is not None or checking is not None
 
     def _withdraw(self, refusals: dict[str, str]) -> None:
-        """Unsubscribe topics that the user may no longer hear. A Tower client gets error frames only: it sent no request."""
+        """Unsubscribe topics that the user may no longer get, and tell the client. Topics that could not be checked stay."""
         held = self.subscriber.topics
         refused = {topic: reason for topic, reason in refusals.items() if reason != UNAVAILABLE and topic in held}
         if self._closed or not refused:
             return
         if self._cancel is not None:
-            self._taken_away = {**(self._taken_away or {}), **refused}
+            self._withdrawn = {**(self._withdrawn or {}), **refused}
         denied = denied_topics(refused)
         self._context.denied += len(denied)
         change = self._context.hub.subscribe(self.subscriber, Request(tuple(topic for topic in held if topic not in refused)))
@@ -490,6 +492,7 @@ class Session:
             self._log.failure("a credential could not be re-checked; the connection stays as it is", failure)
 
     def _is_stale(self) -> bool:
+        """Return whether the last successful check is too long ago to grant more topics."""
         every = self._context.credential_monitor.revalidate_s
         if not every or self.identity.session is None:
             return False
@@ -498,8 +501,8 @@ class Session:
     def _apply(self, request: Request, refusals: dict[str, str], before: tuple[str, ...] | None = None) -> None:
         """Subscribe, once the position that the client sent can be judged.
 
-        `refusals`: topics that the user may not hear, each with the reason. `before`: the subscriptions when the request came, if
-        they changed since.
+        `refusals`: topics that the user may not get, each with the reason. `before`: the subscriptions when the request came. None:
+        they have not changed since.
         """
         if self._closed:
             return
@@ -513,7 +516,7 @@ class Session:
             self._subscribe(request, found, before)
 
     def _await_position(self, request: Request, since: str, before: tuple[str, ...] | None) -> None:
-        """Wait until the position can be judged. After `resume_wait_s`, close with 1013: the client returns with the same position."""
+        """Wait until the position can be judged. After `resume_wait_s`, close with 1013: the client reconnects with the same position."""
         groups = self._context.groups
 
         def judged(found: Delivery | None) -> None:
@@ -528,11 +531,14 @@ class Session:
         self._cancel = PositionWait(self._context, since, judged, late).cancel
 
     def _withdrawn_while_waiting(self, groups: GroupTable, request: Request) -> dict[str, str]:
-        """Return the topics of a request that a re-check, or a reload after `groups`, has taken away while it waited."""
-        taken_away, self._taken_away = self._taken_away or {}, None
+        """Return the topics of a request that were withdrawn while it waited, each with the reason.
+
+        A re-check withdraws topics, and so does a reload. `groups` are the groups that were in force when the request came.
+        """
+        by_recheck, self._withdrawn = self._withdrawn or {}, None
         current = self._context.groups
         by_reload = {} if groups is current else current.withdrawn(self.identity, request.topics)
-        return {topic: reason for topic, reason in {**taken_away, **by_reload}.items() if topic in request.topics}
+        return {topic: reason for topic, reason in {**by_recheck, **by_reload}.items() if topic in request.topics}
 
     def _subscribe(self, request: Request, since: Delivery | None, before: tuple[str, ...] | None) -> None:
         """Put the new subscriptions into force, and answer then."""
@@ -554,7 +560,7 @@ class Session:
             self._replay.begin()
 
     def _reply(self, *payloads: bytes | None) -> None:
-        """Send frames in one write. So a thousand denials take one system call, and either all of them are sent or none."""
+        """Send messages in one write: a thousand denials take one system call, and either all of them are sent or none."""
         wrap = self.dialect.wrap
         if not self.subscriber.send(b"".join([wrap(payload) for payload in payloads if payload is not None])):
             # The client keeps sending requests and doesn't read the answers.
@@ -562,7 +568,7 @@ class Session:
 
 
 def _without(request: Request, refusals: dict[str, str]) -> Request:
-    """Return the request without the topics that are refused. They are in its `denied`."""
+    """Return the request with the refused topics moved from its `topics` to its `denied`."""
     if not refusals:
         return request
     kept = tuple(topic for topic in request.topics if topic not in refusals)
