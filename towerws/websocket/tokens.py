@@ -1,7 +1,7 @@
 """Tokens that clients send as messages, and the queue of the messages that wait meanwhile.
 
-A connection without a credential is an `UnauthenticatedSession`: it may send nothing but a token, it gets no events, and the hub doesn't
-know it.
+A connection without a credential has an `UnauthenticatedSession`. The client may send nothing but a token. It gets no events, and the
+hub doesn't know it.
 
 state    | a token  | other message | token valid        | invalid, third     | can't be checked, third | `token_s` over
 waiting  | checking | closed, 1008  | -                  | -                  | -                       | closed, 1008
@@ -35,8 +35,8 @@ MESSAGE_BYTES = 128
 """Memory of a waiting message in addition to its payload."""
 
 MAX_WRONG_TOKENS = 3
-"""Wrong tokens that end a connection. In towerws.v1 a wrong `xrftoken` counts, too. A page whose `csrftoken` changed sends one.
-"""
+"""The number of wrong tokens that ends a connection. In `towerws.v1` a wrong `xrftoken` counts, too. One is no attack: a page
+sends it after its `csrftoken` changed."""
 
 UNCHECKED = "the token can't be checked just now"
 
@@ -44,7 +44,7 @@ _log = Logger()
 
 
 class Inbox:
-    """The messages of a client that wait, each with whether it was binary. Their size is bounded."""
+    """A queue of a client's messages, each with whether it was binary. Its size is bounded."""
 
     __slots__ = ("_bytes", "_messages")
 
@@ -56,7 +56,7 @@ class Inbox:
         return len(self._messages)
 
     def put(self, payload: bytes, is_binary: bool) -> bool:
-        """Queue a message. Returns False, and queues nothing, beyond `INBOX_BYTES`. An empty inbox takes a message of any size."""
+        """Queue a message. Return False, and queue nothing, beyond `INBOX_BYTES`. An empty inbox takes a message of any size."""
         size = self._bytes + len(payload) + MESSAGE_BYTES
         if self._messages and size > INBOX_BYTES:
             return False
@@ -79,9 +79,10 @@ class Inbox:
 
 
 def identify(context: ConnectionContext, message: TokenMessage, address: str) -> Deferred[Identity]:
-    """Fires with the user of this token. `address` is the client's.
+    """Authenticate the user of this token. Fires with its identity. `address` is the client's.
 
-    Fails with `BadRequest`: code `token` if the token isn't valid, `unavailable` if that can't be checked now. May be cancelled.
+    Fails with `BadRequest`: code `token` if the token isn't valid, `unavailable` if that can't be checked now. May be cancelled:
+    then it fails with `CancelledError`.
     """
     auth, began = context.auth, context.reactor.seconds()
     if not takes_tokens(auth):
@@ -107,7 +108,10 @@ def identify(context: ConnectionContext, message: TokenMessage, address: str) ->
 
 
 def renew(context: ConnectionContext, identity: Identity, message: TokenMessage, address: str) -> Deferred[Identity]:
-    """Fires with the identity that replaces `identity`: the same user, by the same method. Fails as `identify` does."""
+    """Authenticate a token that replaces a session's credential. Fires with the identity that takes the place of `identity`.
+
+    Fails as `identify` does, and with code `token` if the token is another user's or another method's.
+    """
 
     def same(renewed: Identity) -> Identity:
         if (renewed.method, renewed.user_id) != (identity.method, identity.user_id):
@@ -126,7 +130,7 @@ class UnauthenticatedConnection(Protocol):
         """Write complete frames."""
 
     def identified(self, identity: Identity, queued: list[tuple[bytes, bool]]) -> None:
-        """The token is valid. `queued` are the messages that came meanwhile: payload, and whether it was binary."""
+        """Open the session of this user: the token is valid. `queued` has the messages that came meanwhile, as `Inbox.take_all`."""
 
     def reject(self, reason: CloseReason, word: str) -> None:
         """Close the connection, and count the refusal under this word."""
@@ -138,7 +142,7 @@ class UnauthenticatedSession:
     __slots__ = ("_checking", "_closed", "_connection", "_context", "_failed", "_queued", "_timer", "dialect")
 
     def __init__(self, context: ConnectionContext, connection: UnauthenticatedConnection, dialect: Dialect) -> None:
-        """Start the time `token_s`."""
+        """Start the timer: the client has `token_s` to send a valid token."""
         self._context = context
         self._connection = connection
         self.dialect = dialect
@@ -146,20 +150,20 @@ class UnauthenticatedSession:
         self._checking: Deferred[Identity] | None = None
         self._failed = 0
         self._closed = False
-        # None once it fired: the reactor's call still refers to this object, which would be a cycle.
+        # Set to None once it fired: the reactor's call still refers to this object, which would be a cycle.
         self._timer: Any = context.reactor.callLater(context.settings.token_s, self._expire)
 
     def message(self, payload: bytes, is_binary: bool) -> None:
-        """Queue a message, and handle it when its turn comes."""
+        """Queue a message. It is handled once no token before it is being checked."""
         if self._closed:
             return
         if self._queued.put(payload, is_binary):
-            self._next()
+            self._handle_next()
         else:
             self._connection.reject(CloseReason.POLICY, "no_token")
 
     def close(self) -> None:
-        """End: a token that is found valid later opens nothing. A second call does nothing."""
+        """End the session: a token that is found valid later opens nothing. A second call does nothing."""
         self._closed = True
         self._queued.take_all()
         timer, self._timer = self._timer, None
@@ -169,7 +173,7 @@ class UnauthenticatedSession:
         if checking is not None:
             checking.cancel()
 
-    def _next(self) -> None:
+    def _handle_next(self) -> None:
         if self._checking is not None or not self._queued or self._closed:
             return
         payload, is_binary = self._queued.take()
@@ -203,7 +207,7 @@ class UnauthenticatedSession:
         self._answer(error)
         self._failed += 1
         if self._failed < MAX_WRONG_TOKENS:
-            self._next()
+            self._handle_next()
         elif error.code == "unavailable":
             self._connection.reject(CloseReason.UNCHECKED, "unavailable")
         else:

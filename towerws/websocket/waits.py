@@ -1,6 +1,6 @@
 """What a session waits for before it answers a request: access to topics, and the judgement of a position.
 
-`PendingRequest` is a request for topics whose access some authority has to be asked about:
+`PendingRequest` is a request whose topics need an answer of the authentication method, which may ask AWX:
 
 state   | begins with         | access decided        | `ANSWER_S` over            | a newer request          | client gone
 asking  | the request         | done: applies all     | done: applies what's known | done: applies what's known | done: applies nothing
@@ -28,8 +28,8 @@ from towerws.core.wire import SUPERSEDED, UNAVAILABLE
 from towerws.websocket.context import ConnectionContext
 
 ANSWER_S: Final = 8.0
-"""The longest time until a request is answered: awxkit waits 10 s. A topic that is still undecided gets "unavailable". The cache
-keeps a decision that comes later for the next request."""
+"""The longest time until a request is answered: awxkit waits 10 s. A topic that is still undecided gets "unavailable". A decision
+that comes later is cached for the next request."""
 
 
 class PendingRequest:
@@ -49,9 +49,10 @@ class PendingRequest:
         asked: Deferred[dict[str, str]],
         done: Callable[[PendingRequest, dict[str, str]], None],
     ) -> None:
-        """`refused`: topics that are refused without a question, each with its reason. `asked` fires with the refusals among the others.
+        """Begin to wait, and subscribe the topics that are allowed already, unless the request resumes.
 
-        `done(self, refusals)` is called once, unless `cancel` comes first.
+        `refused`: topics that are refused without a question, each with its reason. `asked` fires with the refusals among the others.
+        `done(self, refusals)` is called once, unless `cancel` comes first. That may be before the constructor returns.
         """
         self._context = context
         self._subscriber = subscriber
@@ -93,7 +94,7 @@ class PendingRequest:
         return True
 
     def _known(self) -> tuple[dict[str, str], frozenset[str]]:
-        """The refusals among the decided topics, and the undecided topics."""
+        """Return the refusals among the decided topics, and the undecided topics."""
         unknown = undecided(self._context.auth, self._identity, self._topics)
         known = [topic for topic in self._topics if topic not in unknown]
         refused = result_if_ready(self._context.auth.refusals(self._identity, known)) if known else {}
@@ -117,14 +118,14 @@ class PendingRequest:
 
 
 class PositionWait:
-    """Waits until a position can be judged. It drops its references at the end: they would be a cycle."""
+    """Waits until a position can be judged. At the end it drops its references, which would be a cycle."""
 
     __slots__ = ("_forget", "_judged", "_late", "_timer")
 
     def __init__(
         self, context: ConnectionContext, position: str, judged: Callable[[Delivery | None], None], late: Callable[[], None]
     ) -> None:
-        """Call `judged` with the delivery at this position, or with None if it is lost. Call `late` after `resume_wait_s`."""
+        """Call `judged` with the delivery at this position, or None if no client can resume there. Call `late` after `resume_wait_s`."""
         self._judged: Callable[[Delivery | None], None] | None = judged
         self._late: Callable[[], None] | None = late
         self._timer: Any = context.reactor.callLater(context.settings.resume_wait_s, self._expire)
