@@ -1,10 +1,11 @@
 """Ends open connections together with the credentials that opened them.
 
 One timer serves all connections. Every second it closes connections whose credential expired, and re-checks the credentials that
-are due. Each credential is checked once, however many connections it has. AWX publishes `control.limit_reached_<id>` when it ends
-sessions of a user. The monitor subscribes to this topic for each connected user, and re-checks the user at once. Other
-deliveries cost nothing more for it. After a hole in the log it re-checks all users, at the rate of the other checks: the hole may
-have had such an event.
+are due. Each credential is due once, however many connections it has.
+
+AWX publishes `control.limit_reached_<id>` when it ends sessions of a user. The monitor subscribes to this topic for each connected
+user, and re-checks the user at once. Deliveries of other topics cost nothing extra. After a hole in the log the monitor re-checks
+all users, at the rate of the other checks: such an event may be lost in the hole.
 """
 
 from __future__ import annotations
@@ -34,8 +35,8 @@ TICK_S = 1.0
 CREDENTIALS_PER_TICK = 250
 """Credentials that are re-checked in one second. The rest follow in the next second.
 
-A round takes 45 s on average, so 11,250 credentials are checked in time. With `tower.calls` (20), an API that takes 50 ms answers 400
-questions per second. Handshakes need some of these.
+With the default `revalidate_s` of 50 a credential is due after 45 s on average, so 11,250 credentials are checked in time. With
+`tower.calls` (20), an API that takes 50 ms answers 400 questions per second. Handshakes need some of these.
 """
 
 CREDENTIALS_AT_ONCE = 25
@@ -59,7 +60,7 @@ class MonitoredSession(Protocol):
     identity: Identity
 
     def recheck(self) -> None:
-        """Check again whether its credential is valid, and which topics it may hear."""
+        """Check again whether its credential is valid, and which topics it may get."""
 
     def apply_groups(self) -> None:
         """Unsubscribe the topics that the groups in force don't allow."""
@@ -94,7 +95,7 @@ class CredentialMonitor:
         """Connections that were closed because their credential ended."""
         self._late_s = 0.0
         self._all_checked_by = 0.0
-        """Until when a check of all credentials may take at the highest rate. Meanwhile nothing is late."""
+        """When a check of all credentials ends at the highest rate (monotonic seconds). Until then, no re-check counts as late."""
         self._reports = LineSpacing(REPORT_EVERY_S)
 
     def start(self) -> None:
@@ -108,7 +109,7 @@ class CredentialMonitor:
 
     @property
     def watchers(self) -> int:
-        """The hub's subscribers, and topics, that are the monitor's own."""
+        """The number of subscribers in the hub that are the monitor's own. Each has one topic."""
         return len(self._watchers)
 
     def figures(self) -> dict[str, object]:
@@ -116,7 +117,7 @@ class CredentialMonitor:
         return {"credentials": len(self._due), "per_s": CREDENTIALS_PER_TICK, "late_s": round(self._late_s, 1)}
 
     def enter(self, session: MonitoredSession) -> None:
-        """Monitor a session from its begin. Without authentication (auth open) it has no credential to revoke."""
+        """Monitor a session that begins. Without authentication (auth open) it has no credential to revoke."""
         identity = session.identity
         self._registry.add(session, identity)
         if identity.expires_at is not None:
@@ -145,9 +146,9 @@ class CredentialMonitor:
         self.enter(session)
 
     def disconnect(self, revocation: Revocation) -> int:
-        """Close the connections of a user or of a credential. Returns their number.
+        """Close the connections of a user or of a credential. Return their number.
 
-        Answers from before can't authenticate it again: cached answers are dropped, and answers under way are refused (`was_revoked`).
+        Answers from before can't authenticate the client again. Cached ones are dropped, and `was_revoked` refuses those under way.
         """
         self._revocations.add(revocation, self._reactor.seconds())
         self._auth.forget(revocation)
@@ -158,18 +159,24 @@ class CredentialMonitor:
         return len(found)
 
     def was_revoked(self, identity: Identity, since: float) -> bool:
-        """Whether the identity was revoked after `since` (monotonic seconds). Then an authentication that began at `since` must fail."""
+        """Return whether the identity was revoked at `since` (monotonic seconds) or later.
+
+        If so, an authentication that began at `since` must fail.
+        """
         return self._revocations.latest(identity.user_id, *identity.sessions) >= since
 
     def recheck_all(self) -> None:
-        """Re-check all credentials as fast as the limit allows, and drop cached answers: revocations may have been missed."""
+        """Re-check all credentials as fast as the limit allows, and drop cached answers: revocations may have been missed.
+
+        If `revalidate_s` is 0, no check is planned that could be brought forward. Then this only drops cached answers.
+        """
         self._auth.forget(None)
         now = self._reactor.seconds()
         self._due.bring_forward(now)
         self._check_all_from(now)
 
     def set_interval(self, revalidate_s: float) -> None:
-        """Check each credential at this interval from now on. A check that is due sooner stays so; 0 removes all."""
+        """Change the time between two checks of a credential. A check that is due sooner stays planned. 0 removes all planned checks."""
         if revalidate_s == self.revalidate_s:
             return
         self.revalidate_s = revalidate_s
@@ -181,9 +188,10 @@ class CredentialMonitor:
                 self._due.discard(name)
 
     def apply_groups_to_all(self) -> Deferred[None]:
-        """After a reload: have each session give up the topics that the groups don't allow. Then re-check all credentials.
+        """After a reload: have each session unsubscribe the topics that the groups don't allow. Then re-check all credentials.
 
-        Fires when all sessions are done, `CREDENTIALS_AT_ONCE` of them in one iteration of the reactor. The re-checks follow at their rate.
+        Fires when all sessions have done so, `CREDENTIALS_AT_ONCE` of them in one iteration of the reactor. The re-checks follow at
+        their rate.
         """
         done: Deferred[None] = Deferred()
         sessions = deque(self._registry.all())
@@ -246,7 +254,7 @@ class CredentialMonitor:
             )
 
     def _call(self, call: Callable[[], None]) -> None:
-        """Log an exception: a failure of one connection must not stop the checks of the others."""
+        """Call this, and log an exception: a failure of one connection must not stop the checks of the others."""
         try:
             call()
         except Exception:  # noqa: BLE001 - any failure
@@ -258,8 +266,8 @@ class CredentialMonitor:
     def _schedule_first(self, name: str, checked_at: float | None) -> None:
         """Plan the first re-check in this process.
 
-        A cached answer may be old already, and so may that of a process that handed over. Count from when it was checked, so that no answer
-        outlives one interval. A time that has passed is not meant: it would look like a late re-check.
+        An answer from the cache or from the process that handed over may be old already. The interval begins when the credential was
+        checked, so that no answer outlives one interval. A time in the past becomes now: it would look like a late re-check.
         """
         now = self._reactor.seconds()
         since = now if checked_at is None else checked_at
@@ -279,23 +287,23 @@ class CredentialMonitor:
     def _join_watcher(self, user: str) -> None:
         later = partial(self._reactor.callLater, 0)
         watcher = _Watcher(
-            call=partial(later, self._limit_reached, user),
-            drained=partial(later, self._feed_watcher, user),
-            lost=partial(later, self._replace_watcher, user),
-            hole=partial(self._recheck_soon, user),
+            on_event=partial(later, self._limit_reached, user),
+            on_drained=partial(later, self._feed_watcher, user),
+            on_lost=partial(later, self._replace_watcher, user),
+            on_hole=partial(self._recheck_soon, user),
         )
         self._watchers[user] = subscriber = self._hub.join(watcher, TOWER)
         self._hub.subscribe(subscriber, Request((f"control.limit_reached_{user}",)))
 
     def _replace_watcher(self, user: str) -> None:
-        """History has lost events of the watcher's topic: follow it from now on, and check what the lost ones would have said."""
+        """History has lost events of the watcher's topic: subscribe to it again, and re-check the user as such an event would have done."""
         if (before := self._watchers.get(user)) is not None:
             self._hub.leave(before)
             self._join_watcher(user)
             self._limit_reached(user)
 
     def _limit_reached(self, user: str) -> None:
-        """Re-check the user with questions that are sent from now on. An answer under way may be from before the event."""
+        """Re-check the user with new questions: an answer that is cached or under way may be older than the event."""
         self._auth.forget(Revocation(user=user))
         self.recheck_user(user)
 
@@ -314,32 +322,37 @@ class CredentialMonitor:
 
 
 class _Watcher:
-    """A hub peer that calls a function for each event, and another one to get the next piece of history.
+    """A hub peer without a connection: it calls a function for each thing that the hub tells it.
 
-    It calls `lost` if history has lost events, and `hole` if the log has.
+    `on_event` is called for each event, and `on_drained` when the hub has sent a piece of history. `on_lost` is called if history has
+    lost events, and `on_hole` if the log has.
     """
 
     def __init__(
-        self, call: Callable[[], object], drained: Callable[[], object], lost: Callable[[], object], hole: Callable[[], object]
+        self,
+        on_event: Callable[[], object],
+        on_drained: Callable[[], object],
+        on_lost: Callable[[], object],
+        on_hole: Callable[[], object],
     ) -> None:
-        self._call = call
-        self._drained = drained
-        self._lost = lost
-        self._hole = hole
+        self._on_event = on_event
+        self._on_drained = on_drained
+        self._on_lost = on_lost
+        self._on_hole = on_hole
 
     def send(self, data: bytes) -> bool:
-        """Call the function."""
-        self._call()
+        """Call `on_event`."""
+        self._on_event()
         return True
 
     def await_drain(self) -> None:
-        """The hub has sent a piece of history: there is room for the next one."""
-        self._drained()
+        """Call `on_drained`: the hub has sent a piece of history, and there is always room for the next one."""
+        self._on_drained()
 
     def note_hole(self) -> None:
-        """Call the function."""
-        self._hole()
+        """Call `on_hole`."""
+        self._on_hole()
 
     def end(self, reason: CloseReason) -> None:
-        """History has lost events of the topic, and the dialect has no notice for that. The hub feeds this peer no more."""
-        self._lost()
+        """Call `on_lost`: history has lost events of the topic, and the dialect has no notice. The hub feeds this peer no more."""
+        self._on_lost()
