@@ -56,8 +56,8 @@ from towerws.websocket.send_buffer import has_arrived, is_plain_tcp
 if TYPE_CHECKING:
     from towerws.protocol import WebSocketFactory
 
-DISCARDED_BYTES = 1024 * 1024
-"""How many bytes a client may send after the server closed its own direction. `linger_s` bounds the time as well."""
+MAX_DISCARDED_BYTES = 1024 * 1024
+"""The most bytes that a client may send after the server closed its own direction. `linger_s` bounds the time as well."""
 
 
 class OpeningConnection(WebSocketServerProtocol):
@@ -72,12 +72,17 @@ class OpeningConnection(WebSocketServerProtocol):
     """The client's address. Behind trusted proxies it is known once the request's head was read."""
     identity: Identity | None = None
     _head: bytes | None = b""
+    """The part of the request's head that has come. None: the head is complete, or no longer wanted."""
     _early = b""
+    """Bytes behind the head that came before the connection was open."""
     _asking: Deferred[Any] | None = None
+    """The authentication that is under way."""
     _timer: Any = None
+    """See `arm`."""
     _discarded = 0
     _is_head_request = False
     _limit_met: str | None = None
+    """Why the connection is refused after its first read, if a limit refuses it."""
     _route: Route | None = None
     """What a plain request is for. None: it is an opening handshake, or not read yet."""
     _cors: Sequence[str] = ()
@@ -86,7 +91,7 @@ class OpeningConnection(WebSocketServerProtocol):
     # the subclass implements these
 
     def opened(self, response: bytes) -> None:
-        """The connection is open. `response`, the 101, must be written before anything else."""
+        """Begin the open connection. `response`, the 101, must be written before anything else."""
         raise NotImplementedError
 
     def answer(self, identity: Identity, request: PlainRequest) -> None:
@@ -94,11 +99,11 @@ class OpeningConnection(WebSocketServerProtocol):
         raise NotImplementedError
 
     def data_after_opening(self, data: bytes) -> None:
-        """Bytes of a connection that is open or closing."""
+        """Read bytes from the client of a connection that is open or closing."""
         raise NotImplementedError
 
     def left(self) -> None:
-        """The connection is lost, or counts as lost. May be called more than once."""
+        """Release what the open connection holds: it is lost, or counts as lost. May be called more than once."""
         raise NotImplementedError
 
     # Twisted calls these
@@ -107,7 +112,7 @@ class OpeningConnection(WebSocketServerProtocol):
         """Skip Autobahn's constructor: its state is shared (autobahn_parts.py)."""
 
     def connectionMade(self) -> None:
-        """Count the new connection. Its user isn't known yet."""
+        """Count the new connection, start its handshake's timer, and apply the limits that don't depend on its user."""
         self.begin()
         factory = self.factory
         connection_limits = factory.connection_limits
@@ -148,7 +153,7 @@ class OpeningConnection(WebSocketServerProtocol):
             self.discard(data)
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
-        """The connection is lost, for any reason: release everything that it holds."""
+        """Release everything that the connection holds: it is lost, for any reason."""
         if self in self.factory.connections:
             del self.factory.connections[self]
             self.factory.connection_limits.leave(self._slot)
@@ -198,7 +203,7 @@ class OpeningConnection(WebSocketServerProtocol):
             self._authenticate(head, request)
 
     def _read_plain_request(self, head: Head, route: Route) -> PlainRequest | None:
-        """Read a request that is no opening handshake. None: it needs no user, and was answered."""
+        """Read a request that is no opening handshake. Return None if it needs no user and was answered here."""
         factory, self._route = self.factory, route
         if route is Route.FILE:
             self._locate(head)
@@ -302,7 +307,7 @@ class OpeningConnection(WebSocketServerProtocol):
 
     def _authenticated(self, identity: Identity | None, head: Head, request: Upgrade | PlainRequest, began: float) -> None:
         try:
-            # Without a credential the connection may still open: where tokens are accepted, the first message may bring one.
+            # Without a credential the connection may still open: where tokens are accepted, the first message may carry one.
             if identity is not None or not self._waits_for_token(request):
                 self.identity = self._admit(identity, head, began)
             is_websocket_path = isinstance(request, PlainRequest) and request.route is Route.WEBSOCKET_PATH
@@ -360,7 +365,7 @@ class OpeningConnection(WebSocketServerProtocol):
         self.stop_handshake_timeout()
 
     def stop_handshake_timeout(self) -> None:
-        """The handshake has ended, or what it waits for has a deadline of its own."""
+        """Stop the handshake's timer: the handshake has ended, or what it waits for has a deadline of its own."""
         if self.openHandshakeTimeoutCall is not None:
             self.openHandshakeTimeoutCall.cancel()
             self.openHandshakeTimeoutCall = None
@@ -374,7 +379,7 @@ class OpeningConnection(WebSocketServerProtocol):
     # Autobahn calls these
 
     def onOpenHandshakeTimeout(self) -> None:
-        """The handshake did not end in time."""
+        """Count a handshake that did not end in time, and drop the connection."""
         if self.state == self.STATE_CONNECTING:
             self.factory.context.limit_counts["handshake_s"] += 1
         super().onOpenHandshakeTimeout()
@@ -391,8 +396,8 @@ class OpeningConnection(WebSocketServerProtocol):
         If the client may still be sending, only the server's direction is closed. Bytes that reach a closed socket make the
         kernel send a reset, which could overtake the answer.
 
-        An abort resets the connection only if bytes to the client are still on their way, which the kernel would keep. nginx logs an error
-        for each reset, and so for each laptop that sleeps.
+        An abort resets the connection only if some bytes have not reached the client: otherwise the kernel would keep them. nginx logs
+        an error for each reset, and each laptop that falls asleep would cause one.
         """
         if abort and not has_arrived(self.transport):
             self.transport.abortConnection()
@@ -404,7 +409,7 @@ class OpeningConnection(WebSocketServerProtocol):
     def discard(self, data: bytes) -> None:
         """Read and drop what the client sends after the server closed its own direction."""
         self._discarded += len(data)
-        if self._discarded > DISCARDED_BYTES:
+        if self._discarded > MAX_DISCARDED_BYTES:
             self.transport.abortConnection()
 
     # for this class and its subclass
@@ -416,7 +421,7 @@ class OpeningConnection(WebSocketServerProtocol):
         return getattr(self.transport.getHost(), "host", "")
 
     def arm(self, delay_s: float, call: Any) -> None:
-        """Call this after `delay_s` seconds, instead of an earlier armed call."""
+        """Call this after `delay_s` seconds. A call that was armed before is cancelled: a connection has one such timer."""
         self.disarm()
         self._timer = self.factory.context.reactor.callLater(delay_s, call)
 
@@ -428,9 +433,9 @@ class OpeningConnection(WebSocketServerProtocol):
 
 
 def _detail(error: HandshakeError, who: Identity | NotAdmitted | None) -> str:
-    """The detail for the log: what was wrong with a credential, or the option that sets a limit. The client is told less.
+    """Return the detail for the log: what was wrong with a credential, or the option that sets a limit. The client is told less.
 
-    Nothing that the client sent is in it. The log would hold it, and the line would not fold.
+    The detail holds nothing that the client sent: the log would keep that, and lines with different details would not fold.
     """
     if isinstance(who, NotAdmitted):
         return str(who)
