@@ -17,7 +17,7 @@ from tests.websocket.test_compression import deflate
 from towerws.core.handover_state import ConnectionState
 from towerws.core.identity import Identity
 from towerws.protocol import WebSocketConnection
-from towerws.websocket.movable import Adopting, Adoption
+from towerws.websocket.movable import Adoption, AdoptionFactory
 
 OFFER = "Sec-WebSocket-Extensions: permessage-deflate"
 
@@ -137,7 +137,7 @@ def test_a_connection_that_was_frozen_goes_on(make: Edges) -> None:
 
 def adopted(edge: Edge, adoption: Adoption) -> Client:
     """A client whose connection comes from another process."""
-    connection = cast("WebSocketConnection", Adopting(edge.factory, adoption).buildProtocol(IPv4Address("TCP", "192.0.2.1", 54321)))
+    connection = cast("WebSocketConnection", AdoptionFactory(edge.factory, adoption).buildProtocol(IPv4Address("TCP", "192.0.2.1", 54321)))
     transport = MemoryTransport(edge.clock, connection)
     transport.received += b"HTTP/1.1 101 Switching Protocols\r\n\r\n"  # from the other process
     client = Client(edge.clock, connection, transport)

@@ -3,8 +3,8 @@
 Each connection belongs to one process at a time. `freeze` stops reading and writing, and returns the state. `release` gives up the socket
 without closing it for the client. In the other process, `adopt` continues on that socket.
 
-What Autobahn has read of an unfinished message is written as frames again, and read again by the other process. So neither its parser's
-state nor zlib's has to be moved. Compressed messages are independent of each other in both directions (core/deflate.py).
+This module turns what Autobahn has read of an unfinished message into frames again, and the other process reads these. So neither
+Autobahn's parser state nor zlib's has to be moved. Compressed messages are independent of each other in both directions (core/deflate.py).
 """
 
 from __future__ import annotations
@@ -38,7 +38,6 @@ if TYPE_CHECKING:
 HANDED_OVER = "handed_over"
 """The reason in `closed_for` of a connection that goes on in another process."""
 
-
 AT_HANDSHAKE = "at its handshake"
 """What `why_not_movable` returns for a connection that is not open yet."""
 
@@ -53,12 +52,12 @@ class Adoption(NamedTuple):
 
 
 class MovableConnection(OpeningConnection):
-    """The part of `WebSocketConnection` that moves it."""
+    """The part of `WebSocketConnection` that hands it over to another process, and takes it over there."""
 
     adoption: Adoption | None = None
     """Set on a connection that another process hands over, before it gets its transport."""
 
-    # Autobahn's, of the unfinished message and frame
+    # Autobahn's attributes for the unfinished message and frame
     message_data: list[bytes]
     message_is_binary: bool
     frame_data: list[bytes]
@@ -79,7 +78,7 @@ class MovableConnection(OpeningConnection):
 
     @property
     def is_waiting(self) -> bool:
-        """Whether a message of its client waits for an answer of somebody else, which may come soon."""
+        """Whether a message of its client is being handled and is not answered yet. The answer may come soon."""
         return self._session is not None and self._session.is_waiting
 
     def why_not_movable(self) -> str | None:
@@ -97,9 +96,9 @@ class MovableConnection(OpeningConnection):
             return "TLS or the PROXY protocol ends in the daemon"
         subscriber = self._session.subscriber
         if subscriber.holes:
-            return "it still has to be told of a gap"
+            return "a gap notice to it is still to be sent"
         if subscriber.behind and not subscriber.cursor.position:
-            return "its place in the log has no name"
+            return "its place in the log has no position"
         if len(transport.dataBuffer) - transport.offset + transport._tempDataLen > MAX_UNSENT_BYTES:  # noqa: SLF001 - as in `SocketSendBuffer`
             return "too many unsent bytes"
         return None
@@ -150,13 +149,13 @@ class MovableConnection(OpeningConnection):
         transport: Any = self.transport
         descriptor = os.dup(transport.fileno())
         self._ended_by = self._reason = HANDED_OVER
-        self.wasClean = True  # otherwise Autobahn writes down what the peer did wrong
+        self.wasClean = True  # otherwise Autobahn records an unclean close by the peer
         transport._shouldShutdown = False  # noqa: SLF001 - Twisted would end the TCP connection for the other process, too
         transport.connectionLost(connectionDone)
         return descriptor
 
     def unread_input(self) -> bytes:
-        """Return frames with what has come of the unfinished message, and the bytes behind it."""
+        """Return frames with the received part of the unfinished message, followed by the bytes that were not parsed yet."""
         current = self.current_frame
         inflater = self._perMessageCompress if self.inside_message and self._isMessageCompressed else None
         if not self.inside_message and current is None:
@@ -166,9 +165,9 @@ class MovableConnection(OpeningConnection):
         if self.inside_message:
             whole = b"".join(self.message_data if inflater is None else inflater.wire)
             if current is not None and current.opcode <= 7:
-                read = self.current_frame_masker.pointer()
+                received = self.current_frame_masker.pointer()  # bytes of this frame
                 if inflater is not None:
-                    whole, part = whole[: len(whole) - read], whole[len(whole) - read :]
+                    whole, part = whole[: len(whole) - received], whole[len(whole) - received :]
                 else:
                     part = b"".join(self.frame_data)
                 if current.opcode:
@@ -190,14 +189,14 @@ class MovableConnection(OpeningConnection):
     # in the process that takes it over
 
     def continue_from(self, adoption: Adoption) -> None:
-        """Go on where the other process stopped. Twisted has just attached the transport."""
+        """Open the connection in the state in which the other process stopped. Twisted has just attached the transport."""
         state, identity = adoption.state, adoption.identity
         self.adoption = None
         factory, context, settings = self.factory, self.factory.context, self.factory.settings
         self.begin()
         self._head = None
         self.address, self.identity = state.address, identity
-        # The other process has admitted it: no limit refuses it now, but it counts.
+        # The other process has admitted it: no limit refuses it now, but the limits count it.
         factory.connection_limits.locate(self._slot, state.address)
         factory.connection_limits.admit(self._slot, identity.account)
         self.websocket_protocol_in_use = state.subprotocol
@@ -255,7 +254,7 @@ class MovableConnection(OpeningConnection):
         raise NotImplementedError
 
     def note_hole(self) -> None:
-        """Deliveries may be lost, and the client's dialect has no notice for that."""
+        """Take note that deliveries may be lost. The hub calls this if the client's dialect has no gap notice."""
         raise NotImplementedError
 
     def end(self, reason: CloseReason, limit: str = "") -> None:
@@ -265,7 +264,7 @@ class MovableConnection(OpeningConnection):
     # helpers
 
     def _read_again(self, state: ConnectionState) -> None:
-        """Read the unfinished message again, with the limits that it has used up so far."""
+        """Read the unfinished message again, and restore how much of its limits it has used."""
         self.data_after_opening(state.unread)
         if self.state != self.STATE_OPEN:
             return
@@ -277,8 +276,8 @@ class MovableConnection(OpeningConnection):
             self._timer.reset(state.assembly_left_s)
 
 
-class Adopting:
-    """A factory for Twisted that makes one connection: the adopted one."""
+class AdoptionFactory:
+    """A factory for Twisted that makes only one connection: the adopted one."""
 
     def __init__(self, factory: WebSocketFactory, adoption: Adoption) -> None:
         self._factory = factory
@@ -293,11 +292,14 @@ class Adopting:
 
 
 def adopt(reactor: Any, factory: WebSocketFactory, descriptor: int, adoption: Adoption) -> MovableConnection:
-    """Continue a connection of another process on this socket. The descriptor stays open. Raises `OSError` if the client has left."""
+    """Continue a connection of another process on this socket. The caller must still close `descriptor`.
+
+    Raises `OSError` if the client has left.
+    """
     found = socket.socket(fileno=descriptor)
     family = found.family
     found.detach()
-    transport = reactor.adoptStreamConnection(descriptor, family, Adopting(factory, adoption))
+    transport = reactor.adoptStreamConnection(descriptor, family, AdoptionFactory(factory, adoption))
     connection: MovableConnection = transport.protocol
     return connection
 
