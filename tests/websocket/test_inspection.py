@@ -15,7 +15,7 @@ from towerws.websocket import inspection
 from towerws.websocket.inspection import (
     DEADLINE_S,
     MAX_CONNECTIONS,
-    SEARCHED,
+    MAX_SEARCHED,
     TOPICS_SHOWN,
     canonical_topic,
     end_connection,
@@ -97,17 +97,17 @@ def test_pages_and_search(make: Edges) -> None:
 def test_ten_thousand_connections(make: Edges) -> None:
     """One answer looks at a bounded number of connections, and `next` goes on from there, also if none matched."""
     edge = make(limits={"connections": 10_000, "per_address": 10_000, "half_open": 10_000})
-    for _ in range(SEARCHED + 10):
+    for _ in range(MAX_SEARCHED + 10):
         edge.connect()
     found = list_connections(edge.factory, after=0, text="nobody", limit=50, behind=False)
-    assert (found["connections"], found["next"]) == ([], SEARCHED)
-    found = list_connections(edge.factory, after=SEARCHED, text="nobody", limit=50, behind=False)
+    assert (found["connections"], found["next"]) == ([], MAX_SEARCHED)
+    found = list_connections(edge.factory, after=MAX_SEARCHED, text="nobody", limit=50, behind=False)
     assert (found["connections"], found["next"]) == ([], None)
 
 
 def test_connections_with_many_topics(make: Edges, monkeypatch: pytest.MonkeyPatch) -> None:
     """One answer also looks at a bounded number of topics, and `next` goes on. Without a text to search for it looks at none."""
-    monkeypatch.setattr(inspection, "SEARCHED_TOPICS", 20)
+    monkeypatch.setattr(inspection, "MAX_SEARCHED_TOPICS", 20)
     edge = make()
     for count in (10, 10, 10, 30):
         edge.open(v1=True).ask({"job_events": list(range(count))})

@@ -2,7 +2,7 @@
 
 Twisted accepts up to a hundred connections in one iteration of the reactor, and more in each iteration after that. Without
 a limit, ten thousand clients that reconnect at once delayed all other work by a second (make bench SCENARIO=storm). The throttle
-accepts `BATCH` connections and then pauses. The other clients wait in the kernel's accept queue, which it makes long
+accepts `BATCH` connections and then pauses. The other clients wait in the kernel's accept queue, which the throttle makes long
 enough. It refuses nobody.
 """
 
@@ -44,17 +44,17 @@ class AcceptThrottle:
         self._reactor = reactor
         self.set_rate(per_s)
         self._port: Port | None = None
-        self._resuming: Any = None
-        self._resetting: Any = None
+        self._resuming: Any = None  # the delayed call that ends a pause after `BATCH` connections
+        self._resetting: Any = None  # the delayed call that resets `numberAccepts`
         self._began = 0.0
         self._accepted = 0
-        self._holding: Any = None
-        self._paused = False
+        self._holding: Any = None  # the delayed call that ends a `hold`
+        self._paused = False  # by `pause`
         self.pauses = 0
-        """Pauses since the start."""
+        """Pauses after `BATCH` connections, since the start."""
 
     def set_rate(self, per_s: float) -> None:
-        """Accept so many connections per second from now on."""
+        """Accept at most `per_s` connections per second."""
         self._period_s = BATCH / per_s
 
     def attach(self, port: Any, *, backlog: bool) -> None:
@@ -71,7 +71,7 @@ class AcceptThrottle:
 
     @property
     def holding(self) -> bool:
-        """Whether no connection is accepted yet."""
+        """Whether a `hold` is in force."""
         return self._holding is not None
 
     def hold(self, seconds: float) -> None:
@@ -81,7 +81,7 @@ class AcceptThrottle:
             self._holding = self._reactor.callLater(seconds, self.release)
 
     def release(self) -> None:
-        """Accept connections from now on. Does nothing without a `hold`."""
+        """End the `hold`, and accept connections. Does nothing without a `hold`."""
         holding, self._holding = self._holding, None
         if holding is None:
             return

@@ -32,12 +32,11 @@ _TAIL = b"\x00\x00\xff\xff"  # the sender removed it (RFC 7692 section 7.2.1)
 _LAST_BLOCK = b"\x01\x00\x00\xff\xff"  # an empty stored block, the last one: it is readable only where a block begins
 _BEHIND_LAST = (b"", b"\x00")  # what a sender may put behind its own last block (RFC 7692 section 7.2.3.4)
 
-
 GRAIN_S = 0.25
 """Timers that are due within the same span of this length fire together, at its end."""
 
 MAX_CALLS = 100
-"""Timers that fire in one iteration of the reactor. A ping costs about 50 µs."""
+"""The most timers that fire in one iteration of the reactor. A ping costs about 50 µs."""
 
 
 class NullLogger:
@@ -140,8 +139,8 @@ class Inflater(PerMessageDeflate):
 class Timer:
     """A scheduled call.
 
-    It knows its bucket by number only. A reference would be a cycle, which stays until a full collection: 5.7 MiB a minute
-    with pings to 18,000 connections.
+    A timer has only the number of its bucket. A reference to the bucket would be a cycle, which stays until a full garbage
+    collection: 5.7 MiB a minute with pings to 18,000 connections.
     """
 
     __slots__ = ("_call", "_grain", "_timers")

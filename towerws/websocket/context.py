@@ -56,13 +56,16 @@ class ConnectionContext:
         self.limit_counts: Counter[str] = Counter()
         """By option: how often its limit ended a connection or delayed a message."""
         self.requests = 0
+        """Messages and plain requests that were handled, also those that were refused."""
         self.bad_requests = 0
+        """Messages that were answered with an error."""
         self.denied = 0
+        """Topics that a client was denied, or that were taken away from it."""
         self.renewed = 0
         """Credentials that were replaced on an open connection."""
 
     def reload(self, settings: Settings, groups: GroupTable) -> None:
-        """Put other settings in force. Open connections stay, and keep what they took from the old ones."""
+        """Put new settings in force. Open connections stay, and keep the values that they copied from the old ones."""
         self.groups = groups
         self.settings = settings.websocket
         self.check_xrftoken = settings.access.check_xrftoken

@@ -27,17 +27,17 @@ if TYPE_CHECKING:
 MAX_ROWS = 100
 """The most rows in one answer."""
 
-SEARCHED = 2000
-"""How many connections one answer looks at: 2.3 ms with a text to search for. The caller goes on from `next`."""
+MAX_SEARCHED = 2000
+"""The most connections that one answer looks at: 2.3 ms with a text to search for. The caller goes on from `next`."""
 
-SEARCHED_TOPICS = 20_000
-"""How many topics one answer looks at: 1.5 ms. Of a connection with more it looks at so many."""
+MAX_SEARCHED_TOPICS = 20_000
+"""The most topics that one answer looks at: 1.5 ms. Of a connection with more, it looks at this many."""
 
 TOPICS_SHOWN = 20
-"""Topics in a row. The row has the number of all."""
+"""The most topics that a row lists. `topic_count` has the number of all."""
 
 MAX_CONNECTIONS = 10
-"""Connections of the user that are explained. Each may cost a call to the API."""
+"""The most connections of the user that `explain` looks at. Each may cost a call to the API."""
 
 DEADLINE_S = 10.0
 """Seconds that a method may take to decide about one connection."""
@@ -49,7 +49,7 @@ def list_connections(factory: WebSocketFactory, *, after: int, text: str, limit:
     """Return rows of connections whose number is larger than `after`, the oldest first.
 
     `text`: only connections with this text in their user, address, dialect, method, credential or topics. `behind`: only those that are
-    behind. `next` in the answer is the number after which to go on, None at the end.
+    behind. `next` in the answer is the number after which to go on, None at the end. `present` is the number of all connections.
     """
     rows: list[dict[str, object]] = []
     searched = topics = 0
@@ -58,7 +58,7 @@ def list_connections(factory: WebSocketFactory, *, after: int, text: str, limit:
         if connection.number <= after:
             continue
         topics += _topic_count(connection) if text else 0
-        if len(rows) >= limit or searched >= SEARCHED or (searched and topics > SEARCHED_TOPICS):
+        if len(rows) >= limit or searched >= MAX_SEARCHED or (searched and topics > MAX_SEARCHED_TOPICS):
             return {"connections": rows, "next": last, "present": len(factory.connections)}
         searched += 1
         last = connection.number
@@ -89,7 +89,7 @@ def _matches(connection: WebSocketConnection, text: str, *, behind: bool) -> boo
         return False
     identity = session.identity
     names = (identity.user or "", session.dialect.name, identity.method, identity.session or "")
-    return any(text in name for name in names) or any(text in topic for topic in islice(session.subscriber.topics, SEARCHED_TOPICS))
+    return any(text in name for name in names) or any(text in topic for topic in islice(session.subscriber.topics, MAX_SEARCHED_TOPICS))
 
 
 def _topic_count(connection: WebSocketConnection) -> int:
@@ -130,12 +130,12 @@ class Step(NamedTuple):
 
     @property
     def as_json(self) -> dict[str, object]:
-        """The step for the answer."""
+        """The step as a JSON-compatible dictionary."""
         return {"rule": self.rule, "passes": self.passes, "text": self.text}
 
 
 def canonical_topic(text: str) -> str:
-    """Return the routing key of a topic, which may be a flat name. Raise `ValueError` that says what is wrong."""
+    """Return the routing key of a topic, which may be given as a flat name. Raises `ValueError` with what is wrong."""
     try:
         return parse_routing_key(text).routing_key
     except ValueError:
@@ -148,9 +148,10 @@ def canonical_topic(text: str) -> str:
 def explain(
     factory: WebSocketFactory, history: History, user: str, topic: str, source_status: Callable[[], SourceStatus]
 ) -> Generator[Deferred[Any], Any, dict[str, object]]:
-    """Fires with the rules for this user (empty: anonymous clients) and topic (a routing key), and the one that decides.
+    """Explain why a client gets the events of a topic or not. Fires with the rules, and with the one that decides (`verdict`).
 
-    It fires within `DEADLINE_S` for each connection, of which it looks at `MAX_CONNECTIONS`.
+    `user` is empty for anonymous clients. `topic` is a routing key. Each connection takes `DEADLINE_S` at most, and at most
+    `MAX_CONNECTIONS` are looked at.
     """
     newest = history.newest_of(topic)
     steps = [_name(factory, topic), _source(source_status()), _arrived(history, factory.context.reactor.seconds(), newest)]
@@ -245,7 +246,7 @@ def _of_connection(
 
 
 def _delivery(factory: WebSocketFactory, session: Session, topic: str, newest: Delivery | None) -> list[Step]:
-    """Return the steps from the subscription to the socket."""
+    """Return the rules from the subscription to the socket."""
     subscriber, hub = session.subscriber, factory.context.hub
     if subscriber not in hub.subscribers:
         return [Step("the connection is open", passes=False, text="it ended just now")]

@@ -58,7 +58,7 @@ class PlainConnection(Protocol):
         """Answer with the error, and close."""
 
     def stop_handshake_timeout(self) -> None:
-        """The answer has a deadline of its own from now on."""
+        """Stop the handshake's timer: the answer has a deadline of its own."""
 
 
 class PlainAnswer:
@@ -79,7 +79,7 @@ class PlainAnswer:
         """What to cancel if the client leaves."""
 
     def begin(self) -> None:
-        """Check the topics. A stream subscribes to those that are allowed, and lists the others; without any it is refused."""
+        """Check the topics. A stream subscribes to the allowed ones, and lists the others. If none is allowed, the request is refused."""
         others = self._withdrawn()
         known = [topic for topic in self._request.topics if topic not in others]
         others |= self._context.groups.refusals(self._identity, known)
@@ -92,7 +92,7 @@ class PlainAnswer:
         asked.addCallbacks(lambda refusals: self._checked({**others, **refusals}), self._failed).addErrback(self._failed)
 
     def cancel(self) -> None:
-        """The client has left. A second call does nothing."""
+        """End without an answer: the client has left. A second call does nothing."""
         self._connection = None
         waiting, self._waiting = self._waiting, None
         if waiting is not None:
@@ -120,7 +120,7 @@ class PlainAnswer:
             topics = tuple(topic for topic in request.topics if topic not in withdrawn)
             connection.open_stream(Request(topics, tuple(denied_topics(withdrawn)), request.since))
         else:
-            self._find(refusals)
+            self._judge_position(refusals)
 
     def _withdrawn(self) -> dict[str, str]:
         """Return the topics that a reload withdrew since the request was read, each with the reason."""
@@ -128,7 +128,7 @@ class PlainAnswer:
         return {} if groups is self._request.groups else groups.withdrawn(self._identity, self._request.topics)
 
     def _is_refused(self, refusals: dict[str, str]) -> bool:
-        """Refuse a user who was revoked while the answer waited, or whose topics are all refused."""
+        """Refuse a user who was revoked while the answer waited, or whose topics are all refused. Return whether that happened."""
         if self._context.credential_monitor.was_revoked(self._identity, self._began):
             self._refuse(HandshakeError(403, "the credential was refused", "revoked"))
         elif len(refusals) == len(self._request.topics):
@@ -137,8 +137,8 @@ class PlainAnswer:
 
     # history
 
-    def _find(self, refusals: dict[str, str]) -> None:
-        """Find the position, and wait for that as long as a websocket's request does."""
+    def _judge_position(self, refusals: dict[str, str]) -> None:
+        """Send the page, once the position can be judged. Wait for that as long as a websocket's request does."""
         if self._is_over_rate():
             return
         if (since := self._request.since) is None:
@@ -152,7 +152,7 @@ class PlainAnswer:
             self._send_page(refusals, found)
 
     def _is_over_rate(self) -> bool:
-        """Refuse a user who replays too much."""
+        """Refuse a user who replays too much. Return whether that happened."""
         context = self._context
         if (delay_s := context.replays.accounts.delay(self._account, context.reactor.seconds())) > 0:
             context.replays.delays += 1
@@ -181,7 +181,7 @@ class PlainAnswer:
 
 
 class Heartbeat:
-    """Writes a comment to a stream every `every_s` seconds, from its begin until `stop`."""
+    """Writes a comment to a stream every `every_s` seconds, until `stop`."""
 
     __slots__ = ("_every_s", "_send", "_timer", "_timers")
 
@@ -207,9 +207,9 @@ class Heartbeat:
 def bound_silence(transport: Any, seconds: float) -> None:
     """End a TCP connection whose other end acknowledges nothing for this long (RFC 5482), as a missing pong ends a websocket.
 
-    The kernel gives up after 15 minutes otherwise. The other end of a UNIX socket is on this machine, and its end is known at once.
+    Otherwise the kernel gives up after 15 minutes. A UNIX socket needs no bound: the kernel reports at once when its other end closes.
     """
-    found = getattr(transport, "socket", None)  # TLS passes it on
+    found = getattr(transport, "socket", None)  # a TLS transport has it from the one below
     if found is not None and found.family in (socket.AF_INET, socket.AF_INET6):
         found.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(seconds * 1000))
 

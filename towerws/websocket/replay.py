@@ -2,8 +2,8 @@
 
 A request with `since` costs a client a hundred bytes, and its answer may be all of history. So replayed bytes are counted. A connection
 gets the whole of history once at full speed. After that it gets `CONNECTION_SHARE` of its user's rate. A client over its rate waits
-and is fed more slowly. It misses only what falls out of history meanwhile, and it is told of that gap. Live events that a slow client
-reads late are not counted: it gets each of them once.
+and is fed more slowly. It misses only what falls out of history meanwhile, and it gets a notice of that gap. Live events that a slow
+client reads late from history are not counted: the client gets each of them once.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ HISTORIES_AT_ONCE: Final = 4
 """Full histories that one user gets at full speed, over all its connections: enough for a few pages that were away for long."""
 
 CONNECTION_SHARE: Final = 1 / 64
+"""One connection's part of its user's rate."""
 
 
 class ReplayBounds:
@@ -33,7 +34,7 @@ class ReplayBounds:
         """Pieces of history that had to wait."""
 
     def set_rate(self, bytes_per_s: float) -> None:
-        """Use another rate from now on. A connection that had a replay keeps its share of the old one."""
+        """Change the rate of one user. A connection that had a replay keeps its share of the old rate."""
         self.accounts.set_rate(bytes_per_s)
         self.connection_rate = bytes_per_s * CONNECTION_SHARE
 
@@ -51,10 +52,11 @@ class Replay:
         self._account = account
         self._own = Throttle(bounds.connection_rate, bounds.history_bytes, names=1)
         self._until = 0
+        """The `seq` up to which deliveries count as replayed. Later ones are live events that the client reads late."""
         self._timer: Any = None
 
     def begin(self) -> None:
-        """The subscriber resumes: replay what lies between its cursor and the newest delivery."""
+        """Replay what lies between the subscriber's cursor and the newest delivery. Called each time it resumes."""
         self._until = self._hub.flushed.seq
         self.feed()
 
@@ -78,7 +80,7 @@ class Replay:
             self._bounds.accounts.count(self._account, now, sent)
 
     def close(self) -> None:
-        """Stop: the connection is closed."""
+        """Stop, because the connection is closed. A second call does nothing."""
         timer, self._timer = self._timer, None
         if timer is not None:
             timer.cancel()

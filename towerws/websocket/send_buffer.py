@@ -21,7 +21,7 @@ class SendBuffer(Protocol):
     """What the hub writes to."""
 
     def send(self, data: bytes) -> bool:
-        """Write complete frames. Returns False, and writes nothing, if more bytes than the bound would then be buffered.
+        """Write complete frames. Return False, and write nothing, if more bytes than the bound would then be buffered.
 
         An empty buffer takes data of any size. A closed one drops the data and returns True.
         """
@@ -41,12 +41,12 @@ def open_send_buffer(transport: Any, bound: int, soon: Callable[[Callable[[], No
 
 
 def is_plain_tcp(transport: Any) -> bool:
-    """Whether the transport writes bytes to its socket unchanged. True for a UNIX socket, too."""
+    """Return whether the transport writes bytes to its socket unchanged. True for a UNIX socket, too."""
     return isinstance(transport, tcp.Connection) and not getattr(transport, "TLS", False)
 
 
 def has_arrived(transport: Any) -> bool:
-    """Whether the other end's kernel has taken all that was written. False where that can't be asked."""
+    """Return whether the other end's kernel has taken all that was written. False where that can't be asked."""
     if not is_plain_tcp(transport) or transport.dataBuffer or transport._tempDataLen:  # noqa: SLF001 - as in `SocketSendBuffer.waiting`
         return False
     try:
@@ -57,7 +57,7 @@ def has_arrived(transport: Any) -> bool:
 
 
 class _Buffer:
-    """What the two forms share. Each is the producer of its transport."""
+    """What the two send buffers share. Each is the producer of its transport."""
 
     __slots__ = ("_bound", "_call", "_closed", "_soon", "_transport")
 
