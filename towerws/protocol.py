@@ -61,7 +61,7 @@ class WebSocketConnection(MovableConnection):
     _limit = ""
     _answer: PlainAnswer | None = None
     _heartbeat: Heartbeat | None = None
-    """Of an event stream. A websocket has none."""
+    """Set for an event stream only."""
 
     def connectionMade(self) -> None:
         """Begin the handshake, or go on where another process stopped."""
@@ -75,8 +75,8 @@ class WebSocketConnection(MovableConnection):
     def opened(self, response: bytes) -> None:
         """Begin the session, or wait for a token. The 101 and the first frame leave in one write."""
         factory = self.factory
-        spoken = DIALECTS if self._perMessageCompress is None else factory.context.deflated
-        dialect = spoken[self.websocket_protocol_in_use]
+        dialects = DIALECTS if self._perMessageCompress is None else factory.context.deflated
+        dialect = dialects[self.websocket_protocol_in_use]
         self._send_buffer = open_send_buffer(self.transport, factory.settings.backlog_bytes, factory.soon)
         if self.identity is None:
             self.send(response)
@@ -92,7 +92,7 @@ class WebSocketConnection(MovableConnection):
     # the answer to a plain request calls these
 
     def open_stream(self, request: Request) -> None:
-        """Begin an event stream. Its head, the first events and the time to the next attempt leave in one write."""
+        """Begin an event stream. Its head, the `retry` line and the welcome leave in one write."""
         assert self.identity is not None
         factory, settings = self.factory, self.factory.settings
         self._answer = None
@@ -150,7 +150,7 @@ class WebSocketConnection(MovableConnection):
         self._watch_assembly()
 
     def left(self) -> None:
-        """Leave the hub. From here on only Autobahn's close frame is sent. A second call does nothing."""
+        """Leave the hub. After this call only Autobahn's close frame is sent. A second call does nothing."""
         if self._send_buffer is not None:
             self._send_buffer.close()
             self._send_buffer = None
@@ -170,7 +170,7 @@ class WebSocketConnection(MovableConnection):
             self.factory.closed += 1
             self.factory.closed_for[self._ended_by] += 1
             if self._ended_by == HANDED_OVER:
-                return  # it has not ended, and the hand-over's own line counts it
+                return  # the connection has not ended, and the hand-over's own line counts it
             self.factory.log_of_connections.line(
                 "connection ended after {duration:.1f} s: user {user} from {address}, {requests} requests, {topics} topics, {reason}",
                 duration=self.factory.context.reactor.seconds() - self._opened_at,
@@ -184,7 +184,10 @@ class WebSocketConnection(MovableConnection):
     # Autobahn calls these
 
     def onFrameBegin(self) -> None:
-        """A frame's header was read. After the server's close only the answer matters, and other frames are bounded."""
+        """Set or check the bounds of a frame whose header was read.
+
+        After the server's close only the client's close frame matters, and the other frames are bounded.
+        """
         frame = self.current_frame
         assert frame is not None
         if self.state == self.STATE_CLOSING:
@@ -200,17 +203,17 @@ class WebSocketConnection(MovableConnection):
             self.maxFramePayloadSize = self.maxMessagePayloadSize = limit
         super().onFrameBegin()
         if self.state != self.STATE_OPEN:
-            self._read_plainly()
+            self._stop_decoding()
 
     def onMessageBegin(self, isBinary: bool) -> None:
-        """The first frame of a message. The message before it ended in time."""
+        """Begin a message. Stop the timer of the message before it, which ended in time."""
         self._fragments = 0
         if self.state == self.STATE_OPEN:
             self.disarm()
         super().onMessageBegin(isBinary)
 
     def onMessageFrameBegin(self, length: int) -> None:
-        """Count a frame of a message. An empty frame has a cost, so it counts."""
+        """Count a frame of a message. An empty frame counts, too, because it has a cost."""
         self._fragments += 1
         if self._fragments > 1 and not self._fragment_allowed():
             self.end(CloseReason.POLICY, "fragments")
@@ -232,16 +235,16 @@ class WebSocketConnection(MovableConnection):
         self._control_allowed()
 
     def onAutoPingTimeout(self) -> None:
-        """A ping got no answer in time."""
+        """Count a ping that got no answer in time, and drop the connection."""
         self.factory.context.limit_counts["pong_s"] += 1
         self._ended_by = "pong_timeout"
         super().onAutoPingTimeout()
 
     def onCloseFrame(self, code: int | None, reasonRaw: bytes | None) -> bool | None:
-        """The client closes, or answers the server's close. From here on it gets nothing but the answer.
+        """End the connection: the client closes, or answers the server's close.
 
-        Autobahn's method aborts the connection when the client answers, which browsers report as unclean. It also takes a malformed
-        close frame for the answer to the close that this very frame causes.
+        Autobahn's method is replaced for two reasons. It aborts the connection when the client answers, which browsers report as
+        unclean. It also takes a malformed close frame for the answer to the close that this very frame causes.
         """
         if self.state == self.STATE_OPEN:
             if not is_close_code(code):
@@ -260,14 +263,14 @@ class WebSocketConnection(MovableConnection):
         return None
 
     def sendCloseFrame(self, code: int | None = None, reasonUtf8: bytes | None = None, isReply: bool = False) -> None:
-        """Send a close frame. Every close that the server starts comes through here, Autobahn's after a protocol violation, too."""
+        """Send a close frame. Every close that the server starts calls this, also Autobahn's after a protocol violation."""
         if self.state == self.STATE_OPEN and not isReply:
             self._reason = f"closed with {code} {(reasonUtf8 or b'').decode()}{self._limit}"
             if self._ended_by == "lost":
                 self._ended_by = "protocol"  # Autobahn ends it: the client broke RFC 6455
             self.left()
             self.failedByMe = True  # Autobahn then keeps no data of later messages
-            self._read_plainly()
+            self._stop_decoding()
         super().sendCloseFrame(code, reasonUtf8, isReply)
 
     def dropConnection(self, abort: bool = False) -> None:
@@ -283,7 +286,7 @@ class WebSocketConnection(MovableConnection):
 
     @property
     def number(self) -> int:
-        """The number of this connection, in the order of their acceptance."""
+        """The number of this connection. The daemon counts connections in the order in which it accepts them."""
         return self._slot.number
 
     @property
@@ -309,7 +312,7 @@ class WebSocketConnection(MovableConnection):
 
     @property
     def send(self) -> Callable[[bytes], bool]:
-        """The send buffer's method, which the hub keeps and calls directly: one call per write. Drops the data if there is no buffer."""
+        """The send buffer's method, which the hub keeps and calls directly: one call per write. Without a buffer it drops the data."""
         return _drop if self._send_buffer is None else self._send_buffer.send
 
     def await_drain(self) -> None:
@@ -318,10 +321,10 @@ class WebSocketConnection(MovableConnection):
             self._send_buffer.await_drain(self._session.feed)
 
     def note_hole(self) -> None:
-        """Do nothing. The hub calls it for AWX's clients, which know no lost events."""
+        """Do nothing. The hub calls this for AWX's clients: their dialect can't report lost events."""
 
     def end(self, reason: CloseReason, limit: str = "") -> None:
-        """Send the reason and close. Autobahn's timer aborts a peer that doesn't answer.
+        """Send the reason and close. Autobahn's timer aborts a peer that doesn't answer. Does nothing unless the connection is open.
 
         `limit` names the limit that was exceeded, for the log and a counter.
         """
@@ -368,7 +371,7 @@ class WebSocketConnection(MovableConnection):
 
     # helpers
 
-    def _read_plainly(self) -> None:
+    def _stop_decoding(self) -> None:
         """Neither inflate nor validate data after a close: Autobahn would stop at invalid data and keep the rest."""
         self._isMessageCompressed = self.utf8validateIncomingCurrentMessage = False
 
@@ -445,7 +448,7 @@ class WebSocketFactory(WebSocketServerFactory):
         self.timers = self._batched_timer = Timers(reactor)  # the second name is Autobahn's
         self.context = context
         self.connections: dict[WebSocketConnection, None] = {}
-        """All TCP connections, those at their handshake included."""
+        """All TCP connections, including those in their handshake."""
         self.client_files = load_client_files()
         self.opened = 0
         self.closed = 0
@@ -462,7 +465,7 @@ class WebSocketFactory(WebSocketServerFactory):
         self._use_settings(settings)
 
     def reload(self, settings: Settings, limits: LimitSettings) -> None:
-        """Put other settings in force, for connections from now on. `limits.connections` must be resolved."""
+        """Put new settings in force, for later connections. `limits.connections` must be resolved, not 0."""
         self._use_access(settings.access)
         self.connection_limits.limits = limits
         self.accept_throttle.set_rate(limits.accepts_per_s)
@@ -474,7 +477,7 @@ class WebSocketFactory(WebSocketServerFactory):
         self.pages = PageCheck(access, self.proxies, self._page_ports)
 
     def _use_settings(self, settings: WebSocketSettings) -> None:
-        """Make a class for the connections from now on. Open ones keep theirs: their clients were told the interval of the pings."""
+        """Make the class of later connections. Open ones keep theirs, because their clients know the interval of the pings."""
         self.settings = settings
         self.setProtocolOptions(
             maxFramePayloadSize=settings.message_bytes,
@@ -490,7 +493,7 @@ class WebSocketFactory(WebSocketServerFactory):
         self.protocol = with_shared_state(type(self).protocol, self)
 
     def acceptableProtocols(self) -> list[bytes]:
-        """Return what TLS may choose if the client offers protocols (RFC 7301). Twisted refuses all offers of a port that has no choice."""
+        """Return the protocols that TLS may choose from a client's offer (RFC 7301). Without this method Twisted refuses every offer."""
         return [b"http/1.1"]
 
     def buildProtocol(self, addr: object) -> WebSocketConnection:  # type: ignore[override] # its `factory` is ours, Twisted's any
