@@ -1,7 +1,7 @@
 """The settings: typed, frozen and valid. `towerws/config/load.py` makes them from flags, environment and file.
 
-A field that is an `option` is all that an option needs. `towerws/config/options.py` makes the key, the flag, the environment variable and
-their documentation from it. Fields without one follow from other settings.
+One field made by `option` is all that an option needs. `towerws/config/options.py` makes the key, the flag, the environment variable and
+their documentation from it. The values of the other fields follow from other settings.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ def option(
     common: bool = False,
     reload: bool | None = None,
 ) -> Default:
-    """A field that is an option, with its default.
+    """Return a dataclass field that is an option with this default.
 
     `text` is the help: it gives the meaning of an empty value or 0. `low` and `high` are bounds, both included. `common` options
     come first in the help. Type and unit follow from the annotation and from the end of the name.
 
-    `reload` tells whether SIGHUP puts a new value in force, or only a restart does. None: what the option's section says (`Settings`).
+    `reload` says whether SIGHUP puts a new value in force, or only a restart does. None: as the option's section says (`Settings`).
     """
     metadata = {"help": text, "low": low, "high": high, "choices": choices, "common": common, "reload": reload}
     return field(default=default, metadata=metadata)
@@ -141,7 +141,7 @@ class BrokerSettings:
     )
     tls_ca: str = option("", "PEM file with the certificate authorities to trust for amqps://. Empty: the system's.")
     refill_s: float = 120
-    """`history.max_age_s`."""
+    """How far back a refill reads the stream: the value of `history.max_age_s`."""
     position_key: Secret | None = None
     """The content of `position_key_file`. None: the key is derived from the credentials in `urls`."""
 
@@ -153,7 +153,7 @@ class BrokerSettings:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HistorySettings:
-    """The bounds of history. The one that is reached first drops the oldest delivery."""
+    """The bounds of history. Beyond either of them, history drops its oldest deliveries."""
 
     max_bytes: int = option(64 * MIB, "Memory for recent events, from which clients resume and catch up.", low=KIB, high=64 * GIB)
     max_age_s: float = option(
@@ -288,13 +288,13 @@ class GroupSettings:
 class Settings:
     """All settings. `broker` is None for the embedded source. `tower` and `jwt` are None unless `auth` names them.
 
-    Each option of this class has its own answer to `reload`. A section has one for all of its options.
+    Each option of this class has its own value of `reload`. A section has one for all of its options.
     """
 
     auth: tuple[str, ...] = field(
         metadata={
             "help": "Methods that decide which clients may connect, tried in order. tower: users of AWX or Tower. jwt: clients with a "
-            "signed token. open: everybody, and everybody hears everything. There is no default.",
+            "signed token. open: everybody may connect, and gets every event. There is no default.",
             "common": True,
             "reload": False,
         }
@@ -430,7 +430,7 @@ class JwtSettings:
     )
     cookie: str = option("", "Name of the cookie that may hold the token. Empty: none.")
     claim: str = option("groups", "Claim that lists the allowed topics: job_events.42, or job_events.* for a whole group.")
-    default_topics: tuple[str, ...] = option((), "Topics that a token without jwt.claim allows.")
+    default_topics: tuple[str, ...] = option((), "Topics that a token without the claim of jwt.claim allows.")
     url_lifetime_s: float = option(
         300, "Longest total lifetime of a token in the URL. Proxies write URLs to their logs.", low=0, high=DAY_S
     )
