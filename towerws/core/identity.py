@@ -4,7 +4,7 @@ A revocation names the connections that are to be closed. The body of `POST /dis
 the same small object. A credential that was checked before its revocation must be checked again. `RecentRevocations` remembers
 each revocation for as long as an earlier check may still be under way, or cached.
 
-No clock of its own: times are seconds of the caller's.
+The module reads no clock: all times are seconds of the caller's clock.
 """
 
 from __future__ import annotations
@@ -20,7 +20,8 @@ from towerws.core.settings import Secret
 from towerws.core.strict_json import decode
 
 SLACK = 64
-"""The heap is rebuilt once it is larger than twice the names and this. So a rebuild costs no more than the discards since the last."""
+"""The heap may have this many entries more than twice the names. Then it is rebuilt. So a rebuild costs no more than the discards
+since the last one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +35,8 @@ class Identity:
     session: str | None = None
     """The credential's name in logs and revocations: a hash, never the credential."""
     also: tuple[str, ...] = ()
-    """More names by which it can be revoked. An AWX page may send several session cookies, and only AWX knows which one counts."""
+    """More names by which the credential can be revoked. An AWX page may send several session cookies, and only AWX knows which one
+    counts."""
     cookie: bool = False
     """Whether the credential is a cookie, which a browser sends for any page. Then the page must prove itself by `xrftoken`."""
     csrftoken: Secret | None = None
@@ -42,9 +44,9 @@ class Identity:
     expires_at: float | None = None
     """When the credential expires, in seconds since 1970. None if it does not say."""
     checked_at: float | None = None
-    """When the credential was checked, in monotonic seconds, or could not be checked. The next check counts from here.
+    """When the credential was last checked, or last could not be checked, in monotonic seconds. The time to the next check begins here.
 
-    None means: just now, or it needs no check.
+    None means: it was checked just now, or needs no check.
     """
     private: object = field(default=None, repr=False)
     """Data of the method. No other code reads it."""
@@ -157,7 +159,7 @@ class Revocation:
 
 @dataclass(frozen=True, slots=True)
 class Disconnection:
-    """The result of a revocation: how many connections were closed here, and whether all other daemons followed it.
+    """The result of a revocation: how many connections were closed here, and whether all other daemons followed it (`told`).
 
     `told` is None if there are no other daemons.
     """
@@ -171,7 +173,7 @@ class Disconnection:
 
 
 def parse_revocation(body: bytes) -> Revocation:
-    """Read `{"user": 7}` or `{"session": "…"}`. Raise `ValueError` that says what is wrong, and repeats nothing of the body."""
+    """Read `{"user": 7}` or `{"session": "…"}`. Raises `ValueError` that says what is wrong and repeats nothing of the body."""
     if len(body) > MAX_REVOCATION_BYTES:
         raise ValueError(f"a revocation has at most {MAX_REVOCATION_BYTES} bytes")
     try:
@@ -238,7 +240,7 @@ def _is_name(text: str) -> bool:
 
 
 class DeadlineQueue:
-    """Names, each with its earliest deadline. Popping costs what is popped."""
+    """Names, each with its earliest deadline. `pop_due` costs only as much as the names that it pops."""
 
     def __init__(self) -> None:
         self._times: dict[str, float] = {}
@@ -261,7 +263,7 @@ class DeadlineQueue:
             heapq.heapify(self._heap)
 
     def bring_forward(self, at: float) -> None:
-        """Set every deadline that is later than this to this."""
+        """Set every deadline that is later than `at` to `at`."""
         self._heap = [(min(time, at), name) for name, time in self._times.items()]
         heapq.heapify(self._heap)
         self._times = {name: time for time, name in self._heap}

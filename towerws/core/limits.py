@@ -39,7 +39,7 @@ _ROUNDING = 1e-9
 
 
 class ConnectionSlot:
-    """One connection, and where it is counted. `number` is that of its acceptance, from 1."""
+    """One connection, and where it is counted. `number` counts the accepted connections, from 1."""
 
     __slots__ = ("address", "number", "opening", "user")
 
@@ -86,7 +86,7 @@ class ConnectionLimits:
         return ConnectionSlot(self.arrived)
 
     def locate(self, slot: ConnectionSlot, address: str) -> str | None:
-        """Count it under this address, and no longer under an earlier one. Return the reason to refuse it, or None."""
+        """Count the connection under this address, and no longer under an earlier one. Return the reason to refuse it, or None."""
         key = address_key(address)
         self._move(slot, key)
         if self._half_open[key] > self.limits.half_open:
@@ -94,7 +94,7 @@ class ConnectionLimits:
         return "address" if self._addresses[key] > self.limits.per_address else None
 
     def admit(self, slot: ConnectionSlot, user: str | None) -> str | None:
-        """Count it under its user, once it is authenticated (None: anonymous). Return the reason to refuse it, or None."""
+        """Count the connection under its user, once it is authenticated (None: anonymous). Return the reason to refuse it, or None."""
         self._end_handshake(slot)
         if user is None:
             return None
@@ -103,18 +103,21 @@ class ConnectionLimits:
         return "user" if self._users[user] > self.limits.per_user else None
 
     def answered(self, slot: ConnectionSlot) -> None:
-        """It got its whole answer. It counts under its address and user until it is closed, because its client may read slowly."""
+        """Count the connection as past its handshake: its whole answer was written.
+
+        It counts under its address and user until it is closed, because its client may read slowly.
+        """
         self._end_handshake(slot)
 
     def dismiss(self, slot: ConnectionSlot) -> None:
-        """Count it only as present: it is being refused, and takes no client's place any more."""
+        """Count the connection only as present: it is being refused, and takes no other client's place."""
         self._move(slot, None)
         if slot.user is not None:
             _less(self._users, slot.user)
             slot.user = None
 
     def leave(self, slot: ConnectionSlot) -> None:
-        """Count it no longer: it is closed."""
+        """Stop counting the connection: it is closed."""
         self.dismiss(slot)
         self.present -= 1
 
@@ -161,7 +164,7 @@ class TokenBucket:
 
     @property
     def level(self) -> tuple[float, float]:
-        """The tokens in it, and when they were counted."""
+        """The tokens in the bucket, and when they were counted."""
         return self._tokens, self._since
 
     def take(self, now: float) -> float:
@@ -175,37 +178,37 @@ class TokenBucket:
 
 
 class Throttle:
-    """A leaky bucket for each name: it may fail `burst` times at once, and `rate` times per second in the long run.
+    """A leaky bucket for each name: it allows `burst` units at once, and `rate` units per second in the long run.
 
-    A try may be counted before it is made, and given back if it did not fail. Beyond `names` the name that was counted least
-    recently is forgotten.
+    A unit is a failed try, or a replayed byte. A try may be counted before it is made, and given back if it did not fail. Beyond
+    `names` the name that was counted least recently is forgotten.
     """
 
     def __init__(self, rate: float, burst: int, names: int = 10_000) -> None:
         self._rate = rate
         self._burst = burst
         self._names = names
-        self._levels: dict[str, tuple[float, float]] = {}  # name -> the tries in its bucket, and when that was; oldest first
+        self._levels: dict[str, tuple[float, float]] = {}  # name -> the units in its bucket, and when that was; oldest first
 
     def __len__(self) -> int:
         return len(self._levels)
 
     def set_rate(self, rate: float) -> None:
-        """Use another rate from now on."""
+        """Change the rate of all names."""
         self._rate = rate
 
     def delay(self, name: str, now: float) -> float:
-        """Return the seconds that the next try of this name must wait."""
+        """Return the seconds until this name may use one more unit."""
         return max(0.0, (self._level(name, now) + 1 - self._burst) / self._rate)
 
     def count(self, name: str, now: float, amount: float = 1) -> None:
-        """Count a try that failed, or that may fail. `amount`: so many tries at once."""
+        """Count units of this name, for example a try that failed or may fail."""
         self._set(name, self._level(name, now) + amount, now)
         if len(self._levels) > self._names:
             del self._levels[next(iter(self._levels))]
 
     def give_back(self, name: str, now: float) -> None:
-        """Take back the count of a try that did not fail, or was not made."""
+        """Take back one unit: the try did not fail, or was not made."""
         if name in self._levels:
             self._set(name, self._level(name, now) - 1, now)
 
