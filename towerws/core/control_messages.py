@@ -74,7 +74,7 @@ class Leaving:
 
 
 def parse_control(body: bytes) -> Revocation | ControlMarker | Done | Leaving:
-    """Read a control message. Raise `ValueError` that says what is wrong, and repeats nothing of the message."""
+    """Read a control message. Raises `ValueError` that says what is wrong and repeats nothing of the message."""
     if len(body) > MAX_REVOCATION_BYTES:
         raise ValueError(f"a control message has at most {MAX_REVOCATION_BYTES} bytes")
     try:
@@ -113,7 +113,8 @@ def _body(message: dict[str, object]) -> bytes:
 
 
 PRESENT_S: Final = 30.0
-"""Three markers, at one in 10 s: one or two may fail, as during an alarm of the broker or a move to another host."""
+"""How long after its last marker a daemon counts as present: three markers, one every 10 s. One or two may fail, for example during
+an alarm of the broker or a move to another host."""
 
 MAX_DAEMONS: Final = 256
 

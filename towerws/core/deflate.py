@@ -1,8 +1,8 @@
 """`permessage-deflate` (RFC 7692) for messages that go to many clients: compressed once, with the same bytes for all.
 
-For that no message may refer to an earlier one (`no_context_takeover`, in both directions), and there must be one window for all.
-The window is 4 KiB. Every client that accepts a window accepts this one, and it takes a fifth of the usual 32 KiB's time to set up
-for each message.
+For this, no message may refer to an earlier one (`no_context_takeover`, in both directions), and all clients must have the same
+window. The window is 4 KiB. Every client that accepts a limited window accepts this one. It is set up for each message, in a fifth
+of the time that the usual 32 KiB take.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _is_list = re.compile(rf"{_ITEM}(?:,{_ITEM})*+").fullmatch
 
 
 _COMMON_OFFERS = frozenset({"permessage-deflate; client_max_window_bits", "permessage-deflate"})
-"""What Chromium and Firefox send, and Safari."""
+"""Chromium and Firefox send the first one, Safari the second one."""
 
 
 def is_extension_list(header: str) -> bool:
@@ -62,7 +62,7 @@ def _answer(parameters: list[str]) -> str | None:
         if name == "server_max_window_bits" and bits in _WINDOWS[WINDOW_BITS - 8 :]:
             answer += f"; {name}={WINDOW_BITS}"
         elif name == "client_max_window_bits" and (not has_value or bits in _WINDOWS):
-            pass  # we read with the largest window, so any window of the client's will do
+            pass  # the server reads with the largest window, so the client may use any
         elif name not in _FLAGS or has_value:
             return None
     return answer
@@ -73,7 +73,7 @@ _WINDOWS = tuple(str(bits) for bits in range(8, 16))
 
 @dataclass(slots=True)
 class Deflater:
-    """Makes frames. Compresses payloads of at least `min_bytes`, and counts what that saves."""
+    """Makes text frames. Compresses payloads of at least `min_bytes`, and counts what that saves."""
 
     min_bytes: int
     frames: int = 0

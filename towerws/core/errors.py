@@ -68,10 +68,10 @@ class BadDelivery(TowerwsError):
 
 
 class BadRequest(TowerwsError):
-    """A client's message can't be followed as a whole. It changed nothing.
+    """A client's message is refused as a whole. It changed nothing.
 
-    `code` is one word of a fixed set (docs/protocol.md lists them). The text is for a person. `request_id` is the message's `id` if
-    it could be read.
+    `code` is one word of a fixed set (docs/protocol.md lists them). The text is for a person. `request_id` is the message's `id`, or
+    None if it could not be read.
     """
 
     def __init__(self, code: str, text: str, request_id: object = None) -> None:
@@ -153,6 +153,6 @@ def printable(text: object) -> str:
 
 
 def one_line(text: str, most: int = MAX_LINE_CHARACTERS) -> str:
-    """Return another library's error text on one line, of at most so many characters."""
+    """Return another library's error text on one line of at most `most` characters."""
     line = " ".join(text.split())
     return line if len(line) <= most else f"{line[: most - 1]}…"

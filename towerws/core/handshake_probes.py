@@ -1,7 +1,7 @@
 """How an opening handshake of `towerws doctor` arrived, for the doctor to compare with what it sent.
 
 The doctor names a probe on the admin port, connects through the public URL with that name in a header, and asks again. So only a
-user of the admin port learns which headers a proxy adds and which address the daemon counts. A client gets nothing.
+user of the admin port learns which headers a proxy adds and which address the daemon counts. The handshake's answer tells none of it.
 """
 
 from __future__ import annotations

@@ -34,7 +34,7 @@ TLS = "tls"
 """The reason for refusing a client that speaks TLS on the plain port."""
 
 WEBSOCKET_PATHS = ("/websocket", "/websocket/")
-"""The ends of the paths where the websocket is."""
+"""The websocket is at each path that ends with one of these."""
 
 NO_UPGRADE = (
     "this is a websocket: connect with ws:// or wss://. If you did, a proxy on the way took the Upgrade and "
@@ -52,7 +52,7 @@ _is_absolute_line = re.compile(
 _are_headers = re.compile(r"(?:\r\n[!#$%&'*+.^_`|~0-9A-Za-z-]{1,128}+:[\t -~\x80-\xff]*+)*+").fullmatch
 
 _ONCE = frozenset({"host", "origin", "sec-websocket-key", "sec-websocket-version", "content-length", "authorization", "cookie"})
-"""Headers that may come only once: two readers could each act on another one of a pair."""
+"""Headers that may come only once: of two, a proxy and the daemon could each act on a different one."""
 
 
 class Head(NamedTuple):
@@ -77,8 +77,8 @@ class Head(NamedTuple):
 def find_head(data: bytes) -> tuple[int, int]:
     """Return where the request's head begins in the data so far, and where its `END` begins: -1 until that has come.
 
-    One empty line before the request is skipped (RFC 9112 section 2.2). Raise `HandshakeError` at once for data that begins no
-    request. Its reason is `TLS` for a TLS ClientHello.
+    One empty line before the request is skipped (RFC 9112 section 2.2). Raises `HandshakeError` at once for data that can't be the
+    start of a request. The error's reason is `TLS` for a TLS ClientHello.
     """
     if data[:1].isupper():  # nearly always
         return 0, data.find(END)

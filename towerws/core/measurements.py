@@ -56,7 +56,7 @@ class PublishedAt(NamedTuple):
 
 
 class PublishTimes:
-    """Measures the time from publishing to writing, apart for each resolution, and counts the times that can't be true."""
+    """Measures the time from publishing to writing, separately for each resolution. Counts the times that can't be true."""
 
     def __init__(self) -> None:
         self._histograms: dict[Resolution, Histogram] = {"millisecond": Histogram(SECONDS), "second": Histogram(SECONDS)}
@@ -68,7 +68,8 @@ class PublishTimes:
     def observe(self, published: PublishedAt, now: float) -> None:
         """Count an event that is written `now`, in seconds since 1970.
 
-        With whole seconds, seconds are counted that began in between. A single value is off by up to a second, their mean is not.
+        If the producer gave whole seconds, this counts the seconds that began in between. A single value may be off by up to a
+        second. The mean of all values is not.
         """
         seconds, resolution = published
         elapsed_s = now - seconds

@@ -149,8 +149,8 @@ class PageCheck:
         """Return whether the page may read the answer to a plain request that has its user's cookies.
 
         Without `check_origin` a page of any origin may ask. But `/events` and `/history` need no `xrftoken`, so only pages of allowed
-        origins may act by a cookie. With the check, a page of another origin gets its refusal and nothing else. It may read that: a
-        page that is not told what is wrong can't be mended.
+        origins may act by a cookie. With the check, a page of another origin gets only its refusal. It may read the refusal, so that
+        its author learns what is wrong.
         """
         return self._check_origin or self._is_allowed(head, peer)
 
@@ -188,7 +188,7 @@ class PageCheck:
             raise HandshakeError(403, "on this machine's own address the websocket answers for localhost and addresses only", "host")
 
     def _hosts(self, head: Head, peer: Callable[[], str]) -> list[str]:
-        """The host names that the browser may have asked for, those from a trusted proxy included."""
+        """Return the host names that the browser may have asked for, including those from a trusted proxy."""
         host, forwarded = head.headers["host"], head.headers.get("x-forwarded-host")
         if forwarded and self._proxies.trust(peer()):
             return [host, *forwarded.split(",")]

@@ -70,7 +70,7 @@ def check_payload(routing_key: str, body: bytes) -> None:
 
 
 def _depth(body: bytes, brackets: int = _SHALLOW) -> int:
-    """Return the levels of nesting of a JSON text, as far as it is valid, or 0 for a text with at most so many `brackets`."""
+    """Return the levels of nesting of a JSON text, as far as it is valid. Return 0 for a text with no more than `brackets` brackets."""
     if len(body.translate(None, _NO_BRACKETS)) <= brackets:
         return 0
     # Every other piece between unescaped quotes stands outside of strings. Outside there are no backslashes.

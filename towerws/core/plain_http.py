@@ -1,8 +1,8 @@
 """Plain HTTP on the websocket port: `/events`, `/history`, the client's files, and a GET of the websocket's own path.
 
-Here are the requests as they are read, and the answers as they are written. A request is read strictly: an unknown parameter or topic is
-answered with 400 that names it, because a page that asks for something else than it gets would wait for ever. `topic` may be repeated.
-`token` and `session_key` are the credentials that a URL may carry.
+This module reads the requests, and writes the answers. It reads strictly: the answer to an unknown parameter or topic is a 400 that names
+it. Otherwise a page with a misspelled name would wait for ever. `topic` may be repeated. `token` and `session_key` are the credentials
+that a URL may carry.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ CREDENTIALS = frozenset({"token", "session_key"})
 """The parameters that the methods of authentication read."""
 
 _SINGLE = CREDENTIALS | {"since", "limit"}
-"""The parameters of which one is enough."""
+"""The parameters besides `topic`. A request needs each of them once at most."""
 
 MAX_NAMED = 10
-"""The topics that an answer names."""
+"""The most topics that an answer names."""
 
 PREFLIGHT_S = 600
 """How long a browser may remember the answer to a preflight."""
@@ -43,14 +43,14 @@ MAX_EVENTS = 1000
 DEFAULT_EVENTS = 100
 
 MAX_PAGE_BYTES = 256 * 1024
-"""Bound of a page, as `History.after` counts. A larger event comes alone."""
+"""Bound of a page, as `History.after` counts. A larger event has a page of its own."""
 
 
 class Route(enum.Enum):
     """What a plain request is for."""
 
     WEBSOCKET_PATH = "websocket"
-    """A GET of the websocket's path, without an upgrade: would its handshake be let in? A browser hides a handshake's status."""
+    """A probe: a GET of the websocket's path without an upgrade. It asks for the status of a handshake, which browsers hide."""
     EVENTS = "events"
     HISTORY = "history"
     FILE = "file"
@@ -60,7 +60,10 @@ _BY_NAME = {"events": Route.EVENTS, "history": Route.HISTORY}
 
 
 class PlainRequest(NamedTuple):
-    """A request that was read, by `groups`. A probe has neither groups nor topics. `limit` is for `/history`."""
+    """A request that is no handshake. `groups` is the table by which its topics were read. A probe has neither groups nor topics.
+
+    `limit` is for `/history`.
+    """
 
     route: Route
     topics: tuple[str, ...] = ()
@@ -70,7 +73,7 @@ class PlainRequest(NamedTuple):
 
 
 def last_segment(path: str) -> str:
-    """Return what decides about a path: its last segment, with or without a slash behind it. "" if there are two."""
+    """Return the last segment of a path, which decides what the request is for. One slash behind it is ignored. Return "" for two."""
     return "" if path.endswith("//") else path.rstrip("/").rpartition("/")[2]
 
 
@@ -83,7 +86,7 @@ def find_route(head: Head, files: Container[str]) -> Route | None:
 
 
 def read_plain_request(head: Head, route: Route, groups: GroupTable, max_topics: int) -> PlainRequest:
-    """Read a request for events or history, or a probe. Raise `HandshakeError` 400 that names the thing that is wrong, or 405."""
+    """Read a request for events or history, or a probe. Raises `HandshakeError` 400 that names what is wrong, or 405."""
     if head.method != "GET":
         raise HandshakeError(405, "this can be asked with GET only")
     if route is Route.WEBSOCKET_PATH:
@@ -141,7 +144,7 @@ def _shown(text: str) -> str:
 
 
 def all_refused(denied: list[Denied]) -> HandshakeError:
-    """Return the refusal of a request of whose topics none is allowed: 503 if one could not be checked, else 403."""
+    """Return the refusal of a request without an allowed topic: 503 if a topic could not be checked, else 403."""
     named = "; ".join(f"{item.group}.{item.item}: {item.reason}" for item in denied[:MAX_NAMED])
     more = f"; and {len(denied) - MAX_NAMED} more" if len(denied) > MAX_NAMED else ""
     if any(item.reason == UNAVAILABLE for item in denied):
@@ -157,7 +160,8 @@ _STATUSES = {"no_credential": 401, "credential": 401, "revoked": 401, "user": 42
 def plain_error(error: HandshakeError, route: Route) -> HandshakeError:
     """Return the refusal with the status that it has for events and history. A probe gets the status of the handshake.
 
-    AWX's clients know 403 and 503 only. Here 401 tells a missing or refused credential from 403, and 429 a limit of one's own from 503.
+    AWX's clients know 403 and 503 only, so a handshake gets no other. For events and history, 401 stands for a missing or refused
+    credential, and 429 for a limit of the user's own.
     """
     status = error.status if route is Route.WEBSOCKET_PATH else _STATUSES.get(error.reason, error.status)
     return error if status == error.status else HandshakeError(status, str(error), error.reason, retry_s=error.retry_s)
@@ -337,7 +341,7 @@ def page_json(page: HistoryPage, denied: list[Denied], *, recovered: bool | None
 
 
 def _event(delivery: Delivery) -> bytes:
-    """Write the event of `towerws.v1`. One whose payload a strict parser may refuse has it as `text`, so that the page stays JSON."""
+    """Write the event of `towerws.v1`. A payload that a strict parser might refuse is written as `text`, so that the page stays JSON."""
     if is_plain_object(delivery.payload):
         return V1.event(delivery)
     text = json.dumps(delivery.payload.decode()).encode("ascii")

@@ -49,7 +49,7 @@ class Outcome(enum.Enum):
     UNROUTABLE = "unroutable"
     """No queue is bound to the exchange for this topic. The broker dropped it."""
     NACKED = "nacked"
-    """The broker did not put it into every queue. Some queue may have it."""
+    """The broker did not put the event into every queue. Some queue may have it."""
     REFUSED = "refused"
     """The broker doesn't let the daemon publish: credentials, permissions, or a missing exchange."""
     UNAVAILABLE = "unavailable"
@@ -59,7 +59,7 @@ class Outcome(enum.Enum):
     FULL = "full"
     """Too many events wait for the broker, and this one was not sent."""
     UNKNOWN = "unknown"
-    """It was sent, and no confirm came in time. It may have been published."""
+    """The event was sent, and no confirm came in time. It may have been published."""
 
 
 @dataclass(frozen=True, slots=True)

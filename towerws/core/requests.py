@@ -5,8 +5,8 @@ There are three kinds of message:
 - `{"token": "…", "id": <any>?}`
 - `{"ping": <any>}`
 
-A message that can't be followed as a whole raises `BadRequest` and changes nothing. A single item that can't be followed becomes a
-`Denied`, and the rest counts.
+A message that is refused as a whole raises `BadRequest`, and changes nothing. A single item that names no topic becomes a `Denied`,
+and the rest of the request counts.
 
 The text is checked before it is parsed. Deep nesting and numbers with thousands of digits cost the parser far more than their size.
 On CPython 3.11 64 KiB of `[` raise a RecursionError, and digits take quadratic time.
@@ -32,7 +32,7 @@ MAX_BRACKETS = 4096
 MAX_NUMBER_DIGITS = 20
 MAX_ID_BYTES = 256
 MAX_SHOWN = 80
-"""The characters of an item that are repeated to the client that sent it."""
+"""The most characters of an item that an answer repeats to its client."""
 
 # A string without an end matches up to the end of the text: trying each quote in it again would be quadratic.
 _drop_all_but_brackets = re.compile(r'(?:"(?:[^"\\]++|\\.)*+(?:"|\\?\Z)|[^][{}"]++)++', re.DOTALL).sub
@@ -51,7 +51,7 @@ class Denied:
 
 
 def denied_topics(refusals: Mapping[str, str]) -> list[Denied]:
-    """Return a `Denied` for each of these topics (routing keys), which are refused for a reason."""
+    """Return a `Denied` for each refused topic. `refusals` maps routing keys to reasons."""
     return [Denied(*parse_routing_key(topic), reason) for topic, reason in refusals.items()]
 
 
@@ -84,7 +84,7 @@ Message = Request | TokenMessage | PingMessage
 
 
 def parse_message(payload: bytes, groups: GroupTable, max_topics: int, *, is_binary: bool) -> Message:
-    """Read one websocket message. Raise `BadRequest` if it can't be followed as a whole."""
+    """Read one websocket message. Raises `BadRequest` if it is refused as a whole."""
     if is_binary:
         raise BadRequest("binary", "message is binary, not text")
     try:
@@ -95,7 +95,7 @@ def parse_message(payload: bytes, groups: GroupTable, max_topics: int, *, is_bin
 
 
 def parse_message_text(text: str, groups: GroupTable, max_topics: int) -> Message:
-    """Read the text of one message. Raise `BadRequest` if it can't be followed as a whole."""
+    """Read the text of one message. Raises `BadRequest` if it is refused as a whole."""
     message = _object(text)
     request_id = message.get("id")
     if request_id is not None and len(json.dumps(request_id)) > MAX_ID_BYTES:

@@ -66,12 +66,12 @@ def is_routing_key(text: str) -> bool:
 
 
 def parse_routing_key(text: str) -> Topic:
-    """Return the topic of a routing key. Raise `ValueError` that names what is wrong with any other text."""
+    """Return the topic of a routing key. For any other text, raises `ValueError` that says what is wrong with it."""
     return _parse(text, ".", "routing key")
 
 
 def parse_flat_name(text: str) -> Topic:
-    """Return the topic of AWX's flat name, split at the first `-`. Raise `ValueError` for any other text."""
+    """Return the topic of AWX's flat name, split at the first `-`. For any other text, raises `ValueError` that says what is wrong."""
     return _parse(text, "-", "flat name")
 
 
@@ -159,7 +159,7 @@ AWX_GROUPS: Mapping[str, Group] = {
 
 WITHHELD = frozenset({"metrics", "control.limit_reached", MARKER_TOPIC})
 """Routing keys that are never forwarded to clients. `metrics` is for AWX's nodes. `control.limit_reached` holds session keys (AWX 1.0
-to 1.0.6). The third one is the daemons' own."""
+to 1.0.6). `towerws.marker` is for the daemons' own markers."""
 
 
 class GroupTable:
@@ -189,7 +189,7 @@ class GroupTable:
 
     @property
     def own(self) -> frozenset[str]:
-        """The groups of which each user hears only the topic with the user's id."""
+        """The groups of which each user gets only the topic with its own id."""
         return frozenset(name for name, group in self._groups.items() if group.policy == "own")
 
     @property
@@ -229,7 +229,7 @@ class GroupTable:
         return None
 
     def withdrawn(self, identity: Identity, routing_keys: Iterable[str]) -> dict[str, str]:
-        """Return the topics to which this user may not subscribe by this table, each with a reason. They were allowed by an earlier one."""
+        """Return those topics that this table does not allow the user, each with a reason. An earlier table allowed them."""
         refused, known = {}, []
         for routing_key in routing_keys:
             group, _, event = routing_key.partition(".")
@@ -240,7 +240,10 @@ class GroupTable:
         return refused | self.refusals(identity, known)
 
     def refusals(self, identity: Identity, routing_keys: Iterable[str]) -> dict[str, str]:
-        """Return the topics that belong to another user, each with a reason. An anonymous user (auth open) is refused none."""
+        """Return the topics that belong to another user, each with a reason. For an anonymous user (auth open) there are none.
+
+        The table must have the group of each topic.
+        """
         if identity.user_id is None:
             return {}
         refused = {}
