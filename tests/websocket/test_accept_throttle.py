@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import pytest
 from twisted.internet.task import Clock
 
-from towerws.websocket.accept_throttle import BATCH, AcceptThrottle
+from towerws.websocket.accept_throttle import ACCEPTS_AT_ONCE, AcceptThrottle
 
 
 @dataclass
@@ -65,13 +65,13 @@ def test_5000_connections_are_accepted_at_the_rate(port: ListeningPort, clock: C
     in_first_second = 0
     while port.waiting:
         for _ in range(3):
-            assert port.turn() <= BATCH
+            assert port.turn() <= ACCEPTS_AT_ONCE
         clock.advance(0.001)
         if clock.seconds() <= 1:
             in_first_second = port.accepted
     assert port.accepted == 5000
-    assert 900 <= in_first_second <= 1000 + 2 * BATCH
-    assert port.accept_throttle.pauses >= 5000 / BATCH - 1
+    assert 900 <= in_first_second <= 1000 + 2 * ACCEPTS_AT_ONCE
+    assert port.accept_throttle.pauses >= 5000 / ACCEPTS_AT_ONCE - 1
     clock.advance(1)
     assert port.reading
 
@@ -94,10 +94,10 @@ def test_no_turn_grows_where_the_rate_does_not_bind(clock: Clock) -> None:
     with port.socket:
         turns = 0
         while port.waiting:
-            assert port.turn() <= BATCH
+            assert port.turn() <= ACCEPTS_AT_ONCE
             turns += 1
             clock.advance(0.003)
-        assert turns == 5000 / BATCH
+        assert turns == 5000 / ACCEPTS_AT_ONCE
         accept_throttle.detach()
     assert clock.getDelayedCalls() == []
 
@@ -203,5 +203,5 @@ def test_a_pause_ends_only_with_its_own_word(port: ListeningPort, clock: Clock) 
     assert (port.turn(), port.reading) == (0, False)
     port.accept_throttle.go_on()
     port.accept_throttle.go_on()
-    assert port.turn() == BATCH
+    assert port.turn() == ACCEPTS_AT_ONCE
     clock.advance(1)

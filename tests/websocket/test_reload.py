@@ -11,7 +11,7 @@ from tests.kit.ws_kit import Edge, Edges, SlowMethod, edges, request
 from tests.websocket.test_credential_monitor import Tower, enter, watch
 from towerws.core.settings import AccessSettings, GroupSettings, LimitSettings, Settings, WebSocketSettings
 from towerws.core.topics import GroupTable
-from towerws.websocket.accept_throttle import BATCH
+from towerws.websocket.accept_throttle import ACCEPTS_AT_ONCE
 
 
 @pytest.fixture
@@ -157,5 +157,5 @@ def test_credentials_are_checked_after_a_reload_even_if_never_otherwise(make: Ed
 def test_the_rate_of_accepting(make: Edges) -> None:
     """The throttle's period follows."""
     edge = make(Tower())
-    reload(edge, limits=LimitSettings(connections=1000, accepts_per_s=BATCH))
+    reload(edge, limits=LimitSettings(connections=1000, accepts_per_s=ACCEPTS_AT_ONCE))
     assert edge.factory.accept_throttle._period_s == 1

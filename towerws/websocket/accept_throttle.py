@@ -2,7 +2,7 @@
 
 Twisted accepts up to a hundred connections in one iteration of the reactor, and more in each iteration after that. Without
 a limit, ten thousand clients that reconnect at once delayed all other work by a second (make bench SCENARIO=storm). The throttle
-accepts `BATCH` connections and then pauses. The other clients wait in the kernel's accept queue, which the throttle makes long
+accepts `ACCEPTS_AT_ONCE` connections and then pauses. The other clients wait in the kernel's accept queue, which the throttle makes long
 enough. It refuses nobody.
 """
 
@@ -14,7 +14,7 @@ from typing import Any, Protocol
 
 from twisted.internet.interfaces import IReactorTime
 
-BATCH = 20
+ACCEPTS_AT_ONCE = 20
 """Connections accepted in one iteration of the reactor. After about 6 ms the last of them is subscribed."""
 
 BACKLOG = 4096
@@ -38,24 +38,24 @@ class Port(Protocol):
 
 
 class AcceptThrottle:
-    """Accepts at most `per_s` connections per second, `BATCH` at a time."""
+    """Accepts at most `per_s` connections per second, `ACCEPTS_AT_ONCE` at a time."""
 
     def __init__(self, per_s: float, reactor: IReactorTime) -> None:
         self._reactor = reactor
         self.set_rate(per_s)
         self._port: Port | None = None
-        self._resuming: Any = None  # the delayed call that ends a pause after `BATCH` connections
+        self._resuming: Any = None  # the delayed call that ends a pause after `ACCEPTS_AT_ONCE` connections
         self._resetting: Any = None  # the delayed call that resets `numberAccepts`
         self._began = 0.0
         self._accepted = 0
         self._holding: Any = None  # the delayed call that ends a `hold`
         self._paused = False  # by `pause`
         self.pauses = 0
-        """Pauses after `BATCH` connections, since the start."""
+        """Pauses after `ACCEPTS_AT_ONCE` connections, since the start."""
 
     def set_rate(self, per_s: float) -> None:
         """Accept at most `per_s` connections per second."""
-        self._period_s = BATCH / per_s
+        self._period_s = ACCEPTS_AT_ONCE / per_s
 
     def attach(self, port: Any, *, backlog: bool) -> None:
         """Start to throttle this port, and switch Nagle's algorithm off for the connections that it accepts.
@@ -63,7 +63,7 @@ class AcceptThrottle:
         `backlog`: also make the kernel's accept queue `BACKLOG` long.
         """
         self._port = port
-        port.numberAccepts = BATCH
+        port.numberAccepts = ACCEPTS_AT_ONCE
         with suppress(OSError):  # a UNIX socket has no such option
             port.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # accepted sockets inherit it (tcp(7))
         if backlog:
@@ -103,14 +103,14 @@ class AcceptThrottle:
                 self._resume()
 
     def accepted(self) -> None:
-        """Count one accepted connection, and pause the port after `BATCH` of them."""
+        """Count one accepted connection, and pause the port after `ACCEPTS_AT_ONCE` of them."""
         if self._resetting is None and self._port is not None:
             self._resetting = self._reactor.callLater(0, self._reset_accepts)
         now = self._reactor.seconds()
         if now - self._began >= self._period_s:
             self._began, self._accepted = now, 0
         self._accepted += 1
-        if self._accepted >= BATCH and self._port is not None and self._resuming is None:
+        if self._accepted >= ACCEPTS_AT_ONCE and self._port is not None and self._resuming is None:
             self.pauses += 1
             self._port.stopReading()
             self._resuming = self._reactor.callLater(max(0.0, self._began + self._period_s - now), self._resume)
@@ -126,7 +126,7 @@ class AcceptThrottle:
     def _reset_accepts(self) -> None:
         self._resetting = None
         if self._port is not None:
-            self._port.numberAccepts = BATCH  # Twisted changes it after each iteration: up after a full batch, down otherwise
+            self._port.numberAccepts = ACCEPTS_AT_ONCE  # Twisted changes it after each iteration: up after a full batch, down otherwise
 
     def _resume(self) -> None:
         self._resuming = None
