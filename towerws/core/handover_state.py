@@ -28,7 +28,7 @@ MAX_UNSENT_BYTES: Final = 4 * 1024 * 1024
 MAX_STATE_BYTES: Final = 16 * 1024 * 1024
 """A connection with a longer state, as JSON, is not handed over. So a batch and one more state fit into a message."""
 
-Bucket = tuple[float, float]
+BucketLevel = tuple[float, float]
 """A token bucket: the tokens in it, and when they were counted."""
 
 
@@ -41,7 +41,7 @@ class ConnectionState:
     address: str
     subprotocol: str | None
     compressed: bool
-    """Whether `permessage-deflate` is in use. Neither side keeps a window from one message to the next, so no more has to be known."""
+    """Whether `permessage-deflate` is in use. No more has to be known: neither side keeps a window from one message to the next."""
     position: str
     """The place in the log up to which the client has got everything."""
     topics: tuple[str, ...]
@@ -63,9 +63,9 @@ class ConnectionState:
     requests: int = 0
     malformed: int = 0
     wrong_tokens: int = 0
-    messages: Bucket | None = None
-    controls: Bucket | None = None
-    continuations: Bucket | None = None
+    messages: BucketLevel | None = None
+    controls: BucketLevel | None = None
+    continuations: BucketLevel | None = None
 
 
 _BYTES: Final = ("unsent", "unread")
@@ -142,7 +142,7 @@ def events_from_json(found: Iterable[Any]) -> list[Event]:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class UnfinishedFrame:
-    """A frame of the client of which only a part has come. `mask` is the client's own: the rest of the frame is masked with it."""
+    """A client's frame that has come only in part. `mask` is the client's own: the rest of the frame is masked with it."""
 
     opcode: int
     final: bool
@@ -150,7 +150,7 @@ class UnfinishedFrame:
     length: int
     mask: bytes
     data: bytes
-    """The part of its payload that has come, unmasked."""
+    """The part of the frame's payload that has come, unmasked."""
 
 
 def rebuild_input(opcode: int, whole: bytes | None, frame: UnfinishedFrame | None, rest: bytes, *, compressed: bool) -> bytes:

@@ -101,7 +101,10 @@ class PositionWaiters:
         self._newest_read = max(self._newest_read, self._unread_markers.pop(text, -1))
 
     def judge(self, upto: int | None = None) -> None:
-        """Judge again the positions up to this offset, or all of them: with None, or if a marker was read since the last call."""
+        """Judge again the positions up to this offset (None: all of them).
+
+        If a marker of this daemon was read since the last call, all of them are judged.
+        """
         newest_read, self._newest_read = self._newest_read, -1
         candidates: list[_Waiter] = []
         if upto is None or newest_read >= 0:

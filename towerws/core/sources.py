@@ -52,7 +52,7 @@ class ControlSink(Protocol):
     """Gets the messages of the control exchange. All calls come from the reactor's thread."""
 
     def listening(self) -> None:
-        """Messages come from now on. Earlier ones may have been missed. Called again when the binding was found missing."""
+        """Expect messages. Earlier ones may have been missed. Called again if the binding was found missing."""
 
     def control(self, body: bytes, message_id: str | None) -> None:
         """Take one message."""
@@ -70,10 +70,10 @@ class Sink(Protocol):
     """Set by the source. Called when a client waits for the verdict on a position: the source should send a marker soon."""
 
     def begin(self, epoch: str) -> None:
-        """Deliveries come from a log of this process. Its positions have this epoch. Such a log needs no proof."""
+        """Expect deliveries of a log of this process. Its positions have this epoch. Such a log needs no proof."""
 
     def continue_log(self, epoch: str, floor: int) -> None:
-        """Deliveries come from the log of another process, which ended. They begin after the offset `floor`."""
+        """Expect deliveries of the log of another process, which ended. They begin after the offset `floor`."""
 
     def deliver(self, routing_key: str, body: bytes, offset: int, message_id: str | None) -> None:
         """Take one message of the log. A bad one is counted and skipped."""
@@ -92,7 +92,7 @@ class Sink(Protocol):
         """
 
     def caught_up(self, *, replay: bool = False) -> None:
-        """The refill of history has ended. From now on deliveries go to the connections. Later calls change nothing.
+        """End the refill of history: later deliveries go to the connections. Further calls change nothing.
 
         A client that subscribed during the refill gets what follows the newest marker of this daemon that the broker had
         confirmed before. Without such a marker the client may have missed deliveries, and gets a gap notice. `replay`: everything
@@ -100,7 +100,7 @@ class Sink(Protocol):
         """
 
     def gap(self, reason: str) -> None:
-        """Deliveries may be lost between the last one and the next. Every client is told once."""
+        """Tell every client once that deliveries may be lost between the last one and the next."""
 
     # For a source that reads a stream.
 
@@ -126,14 +126,17 @@ class Sink(Protocol):
     def hole(
         self, routing_key: str, body: bytes, offset: int, message_id: str | None, reason: str, *, marker_follows: bool = False
     ) -> None:
-        """Deliveries before this one are lost. The source calls `deliver` for it next. Every client is told once.
+        """Tell every client once that deliveries before this one are lost. The source calls `deliver` for it next.
 
         No client can resume from before it, except after `rewind` from a place that is still held. `marker_follows`: a marker will
-        tell of the same hole. Clients are not told of it again.
+        report the same hole. Clients get no second notice of it.
         """
 
     def rewind(self, offset: int | None) -> None:
-        """The log lost its deliveries after this offset (None: all of them). The source calls `hole` for the first new one."""
+        """Drop the deliveries after this offset, because the log lost them (None: all of them).
+
+        The source calls `hole` for the first new one.
+        """
 
     def restart(self) -> None:
         """Forget what was read so far: the refill starts over from an earlier place. Only allowed before `caught_up`."""
@@ -142,7 +145,7 @@ class Sink(Protocol):
         """Say whether the log that is read now is the one that history holds."""
 
     def marker_sent(self, text: str) -> None:
-        """A marker of this daemon is being published. When it is read, the clients that wait now can be answered."""
+        """Remember that this daemon publishes a marker. When it is read, the positions that wait now can be judged."""
 
     def marker_confirmed(self, text: str) -> None:
-        """The broker has confirmed this marker. Messages that are published from now on come after it in the log."""
+        """Remember that the broker has confirmed this marker. Messages that are published later come after it in the log."""

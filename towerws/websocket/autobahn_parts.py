@@ -163,7 +163,7 @@ class Timer:
             call()
 
 
-class Bucket:
+class TimerBucket:
     """Timers that fire together."""
 
     __slots__ = ("grain", "reactor_call", "timers")
@@ -182,7 +182,7 @@ class Timers:
 
     def __init__(self, reactor: IReactorTime) -> None:
         self._reactor = reactor
-        self._buckets: dict[int, Bucket] = {}  # by the number of the time span before which they are due
+        self._buckets: dict[int, TimerBucket] = {}  # by the number of the time span before which they are due
 
     def call_later(self, delay_s: float, call: Callable[[], object]) -> Timer:
         """Call this after `delay_s` seconds, or up to `GRAIN_S` later. An exception in the call is logged, and other timers go on."""
@@ -190,7 +190,7 @@ class Timers:
         grain = int((now + delay_s) / GRAIN_S) + 1
         if (bucket := self._buckets.get(grain)) is None:
             delayed = self._reactor.callLater(grain * GRAIN_S - now, self._fire, grain)
-            bucket = self._buckets[grain] = Bucket(grain, delayed)
+            bucket = self._buckets[grain] = TimerBucket(grain, delayed)
         timer = Timer(self, bucket.grain, call)  # the bucket's own int object, shared by all its timers
         bucket.timers[timer] = None
         return timer

@@ -56,7 +56,7 @@ class ConnectionContext:
         self.limit_counts: Counter[str] = Counter()
         """By option: how often its limit ended a connection or delayed a message."""
         self.requests = 0
-        """Messages and plain requests that were handled, also those that were refused."""
+        """Messages of clients, event streams, and pages of history. A refused message counts, a refused plain request does not."""
         self.bad_requests = 0
         """Messages that were answered with an error."""
         self.denied = 0
