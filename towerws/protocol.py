@@ -1,6 +1,6 @@
 """Open websocket connections, on Autobahn: one `WebSocketConnection` per client, made by `WebSocketFactory`.
 
-Autobahn implements RFC 6455. This module adds what Autobahn leaves open, each point reproduced in the tests:
+Autobahn implements RFC 6455. This module adds what Autobahn leaves open. The tests reproduce each point:
 - It bounds fragments, control frames, the time that a message may take, and the data after a close.
 - A client that closes leaves the hub at once. Every close has a timer that ends in an abort.
 - It sends the close codes that a server needs (1008, 1012, 1013). Autobahn's `sendClose` refuses them.

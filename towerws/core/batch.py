@@ -1,6 +1,6 @@
 """A batch: the deliveries of one read from the broker, routed to the subscribers and written to them.
 
-`route` decides who gets what. `Broadcast` writes it, one part in each turn of the reactor: one message to ten thousand
+`route` decides who gets what. `Broadcast` writes the batch, one part in each turn of the reactor. One message to ten thousand
 connections takes the kernel 50 ms and more, and a batch may hold hundreds of messages. Handshakes, pings and the admin port never
 wait for all of that. The unwritten rest is not queued per client. A subscriber gets its part before anything else happens to it.
 """
@@ -15,7 +15,7 @@ from towerws.core.subscribers import HubCounters, Subscriber
 from towerws.core.wire import Dialect
 
 WRITE_BYTES = 16 * 1024
-"""The cost of a write without its bytes, given in bytes: it takes some 4 µs, and in that time the kernel copies this many
+"""The cost of one write besides copying its bytes, given in bytes. A write takes some 4 µs, in which the kernel could copy this many
 (make bench, burst and steady)."""
 
 PART_BYTES = 24 * 1024 * 1024
@@ -65,7 +65,7 @@ class Batch(Generic[S]):
         self._frames = frames
         self._masks = masks
         self.unserved: Iterator[tuple[S, int]] = iter(masks.items())
-        """The subscribers with their masks. It goes on where the last part stopped."""
+        """The subscribers with their masks. The iterator goes on where the last part stopped."""
         self._served = iter(masks)  # the same order: `mark_served` follows `unserved` with it
         self.payloads: dict[int, BatchPayload] = {}
         """The payloads that were made so far, by mask."""

@@ -1,8 +1,8 @@
 """`permessage-deflate` (RFC 7692) for messages that go to many clients: compressed once, with the same bytes for all.
 
 For this, no message may refer to an earlier one (`no_context_takeover`, in both directions), and all clients must have the same
-window. The window is 4 KiB. Every client that accepts a limited window accepts this one. It is set up for each message, in a fifth
-of the time that the usual 32 KiB take.
+window. The window is 4 KiB. Every client that accepts a limited window accepts this one. A window is set up for each message, and
+this one takes a fifth of the time of the usual 32 KiB.
 """
 
 from __future__ import annotations

@@ -53,7 +53,7 @@ class Hub:
         self._replay_cache: dict[tuple[Dialect, int], bytes] = {}  # by dialect and seq
         self._replay_cache_bytes = 0
         self._holes: list[Hole] = []
-        """The holes that a client may resume from before. It gets the gap notice once it has been fed up to the hole."""
+        """The holes that a client may resume from before. The client gets the gap notice once it has been fed up to the hole."""
         self.subscribers: dict[Subscriber, None] = {}
         self.counters = HubCounters()
         self.batch_sizes = Histogram(BATCH)
@@ -80,7 +80,7 @@ class Hub:
     def position(self) -> str:
         """The position of the last flushed delivery or mark, or "" if no client can resume from there.
 
-        It is cached: many clients ask for the same one during a storm, and the position in a stream is a hash of the delivery.
+        The position is cached. In a stream it is a hash of the delivery, and during a storm many clients need the same one.
         """
         if self._position is None or self._position[0] is not self._flushed:
             self._position = self._flushed, self._flushed.position

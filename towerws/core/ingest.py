@@ -7,8 +7,8 @@ size is within the bound. A bad message is skipped and counted by its reason. Th
   filling   | into history only               | complete, feed all   | waits, unless it can never be held
   complete  | into history and to the hub     | complete             | found, or waits for a proof, or unknown
 
-A position that isn't held is unknown only when something that was read proves it: history holds the log that is read now, and
-that log reaches beyond the position. Otherwise the client waits (`towerws.core.positions`).
+A position that history doesn't hold is unknown only with a proof: history holds the log that is read now, and that log reaches beyond
+the position. Without the proof the client waits (`towerws.core.positions`).
 """
 
 from __future__ import annotations
@@ -112,7 +112,7 @@ class Ingest:
     def judge_position(self, position: str, *, final: bool = False) -> Judged:
         """Return a position's place in history, None if it is surely unknown, or `PENDING` while that can't be proven.
 
-        `final`: a marker that was published after the client asked has been read. So the log does not reach a position beyond it.
+        `final`: a marker that was published after the client asked has been read. Then the log does not reach a position after it.
         """
         found = self._history.find(position)
         if found is not None:

@@ -249,7 +249,7 @@ class EventStreamDialect(V1Dialect):
     `error` are never written.
 
     A delivery has no `event` line: a page gets it by `onmessage`. Its `data` leaves out the type and the position, which the event has
-    already: with them a burst takes 15 % more CPU than on websockets (make bench SCENARIO=events). A delivery's bytes are the same for
+    already. With them a burst takes 15 % more CPU than on websockets (make bench SCENARIO=events). A delivery's bytes are the same for
     every reader, so the hub frames it once.
 
     The body has no length and no chunks: it ends when the connection does. nginx speaks HTTP/1.0 to its upstream unless told otherwise,

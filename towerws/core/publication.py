@@ -171,7 +171,7 @@ def _keys(text: str) -> dict[str, str]:
 def _has_too_many_values(text: str) -> bool:
     if _count(text) <= MAX_VALUES:
         return False
-    # At most the number of unescaped quotes, of which each string has two. It saves the search for strings in a text of strings.
+    # A lower bound of the unescaped quotes, of which each string has two. This test saves the search for strings in a text of strings.
     if text.count('"') - text.count('\\"') > 2 * MAX_VALUES:
         return True
     return _count(_drop_strings("", text)) > MAX_VALUES

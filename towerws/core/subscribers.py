@@ -1,9 +1,9 @@
 """The subscribers of the hub, the interface to their connections, and the hub's counters.
 
-A subscriber is **live** or **behind**. A batch goes straight to a live subscriber. For a subscriber that is behind nothing is
-queued: it keeps its place in the log, and the hub feeds it from history, one piece each time its socket has drained. Once it has
-caught up, it is live again. "Behind" is one mechanism for three cases: a client that resumes, a socket whose buffer is full, and
-a connection to the broker that was lost.
+A subscriber is **live** or **behind**. A batch goes straight to a live subscriber. The hub queues nothing for a subscriber that is
+behind. The subscriber keeps its place in the log, and the hub feeds it from history, one piece each time its send buffer has drained.
+Once it has caught up, it is live again. "Behind" is one mechanism for three cases: a client that resumes, a send buffer that is full,
+and a connection to the broker that was lost.
 """
 
 from __future__ import annotations

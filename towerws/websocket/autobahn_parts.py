@@ -1,10 +1,10 @@
 """Replacements for parts of Autobahn: its state per connection, its logger, its reader of compressed messages, and its timers.
 
-Shared state: Autobahn gives each connection about fifty attributes at the start, copies thirty options to it, and formats all of them
+Shared state: Autobahn gives each connection about fifty attributes at the start, and copies thirty options to it. It formats all of them
 for a log line even if nobody reads it. Nearly all of these values are the same for every connection, or unused. As attributes
 of the class they cost nothing: connect and subscribe take a third less CPU (make bench SCENARIO=storm), and 3 KB less memory.
 
-Timers of many connections (pings, pongs and handshakes) replace txaio's batched timer. That timer fires up to a second early. It makes
+Timers of many connections (pings, pongs and handshakes) replace txaio's batched timer. txaio's timer fires up to a second early. It makes
 up to a thousand calls in one iteration of the reactor, and beyond those it calls cancelled timers, too. To cancel one it scans all timers
 of a second. A timer of this module is never early, and at most `GRAIN_S` late. One iteration makes at most `MAX_CALLS` calls. Cancelling
 has a constant cost: to make and cancel a timer takes 2 µs instead of 7, and each connection does it once.

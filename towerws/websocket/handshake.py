@@ -1,6 +1,6 @@
 """The opening handshake (RFC 6455 section 4.2): a connection until it is open.
 
-This module replaces Autobahn's handshake, which isn't safe for requests from strangers and takes half of the cost of a connect and
+This module replaces Autobahn's handshake. Autobahn's isn't safe for requests from strangers, and takes half of the CPU of a connect and
 subscribe (core/http_head.py). The tests reproduce each point:
 - The request's head is read, bounded, checked and answered here. Autobahn gets only the bytes behind it, once the connection is open.
 - An authentication that succeeds after the connection was lost opens nothing.

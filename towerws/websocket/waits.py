@@ -52,7 +52,7 @@ class PendingRequest:
         """Begin to wait, and subscribe the topics that are allowed already, unless the request resumes.
 
         `refused`: topics that are refused without a question, each with its reason. `asked` fires with the refusals among the others.
-        `done(self, refusals)` is called once, unless `cancel` comes first. That may be before the constructor returns.
+        `done(self, refusals)` is called once, unless `cancel` comes first. If `asked` has fired already, that is before this returns.
         """
         self._context = context
         self._subscriber = subscriber
