@@ -96,7 +96,7 @@ class MovableConnection(OpeningConnection):
             return "TLS or the PROXY protocol ends in the daemon"
         subscriber = self._session.subscriber
         if subscriber.holes:
-            return "a gap notice to it is still to be sent"
+            return "it still has to get a gap notice"
         if subscriber.behind and not subscriber.cursor.position:
             return "its place in the log has no position"
         if len(transport.dataBuffer) - transport.offset + transport._tempDataLen > MAX_UNSENT_BYTES:  # noqa: SLF001 - as in `SocketSendBuffer`
