@@ -208,6 +208,10 @@ def test_files() -> None:
     """A file comes whole or as gzip, and not at all to a client that has it."""
     file = ClientFile("text/javascript", b"body", b"packed", "abc", forever=True)
     assert file_response(head("/client.js"), file).endswith(b"\r\n\r\nbody")
+    for refusal in ("gzip;q=0", "br, GZIP ; Q=0.000", "gzip;q=0.0, br"):
+        assert b"Content-Encoding" not in file_response(head("/client.js", accept_encoding=refusal), file)
+    for accepted in ("gzip", "br, GZIP", "gzip;q=0.001", "gzip;q=1"):
+        assert b"Content-Encoding: gzip" in file_response(head("/client.js", accept_encoding=accepted), file)
     packed = file_response(head("/client.js", accept_encoding="br, gzip;q=0.5"), file)
     assert packed.endswith(b"\r\n\r\npacked")
     assert b"Content-Encoding: gzip\r\n" in packed

@@ -226,6 +226,33 @@ def test_refusals_from_everywhere(lines: Lines) -> None:
     assert len(lines.events) + sum(event["unwritten"] for event in lines.events) == sent + 1
 
 
+def test_no_refusal_is_uncounted(lines: Lines) -> None:
+    """A refusal that was folded is counted in a later line, also if its kind gets no line of its own any more."""
+    clock = Clock()
+    log = RefusalLog(clock)
+    sent = 0
+
+    def refuse(address: str, times: int) -> None:
+        nonlocal sent
+        sent += times
+        for _ in range(times):
+            log.line(address, "credential")
+
+    refuse("203.0.113.7", 6)
+    clock.advance(FOLD_S)
+    for number in range(REFUSALS_BURST):
+        refuse(f"198.51.100.{number}", 1)
+    refuse("203.0.113.7", 1)  # without a line: the 50 before it used them up
+    for number in range(MAX_KINDS):
+        clock.advance(1)
+        refuse(f"198.18.{number // 256}.{number % 256}", 2)
+    clock.advance(60)
+    for number in range(MAX_KINDS):
+        clock.advance(1)
+        refuse(f"198.18.{number // 256}.{number % 256}", 1)
+    assert len(lines.events) + sum(event["unwritten"] + event["folded"] for event in lines.events) == sent
+
+
 @each_row("access", [AccessSettings(trusted_proxies=("192.0.2.1",))], make=edges, lines=logged)
 def test_the_address_is_the_clients(make: Edges, lines: Lines, access: AccessSettings) -> None:
     """Behind a trusted proxy the line has the address that the proxy saw, also when the origin is refused."""

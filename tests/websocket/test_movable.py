@@ -135,6 +135,26 @@ def test_a_connection_that_was_frozen_goes_on(make: Edges) -> None:
     assert method.questions == []
 
 
+@each_row("length", [10, 20_000, 32_000], make=edges)
+def test_messages_that_waited_move(make: Edges, length: int) -> None:
+    """The other process handles each of them: the one that waits for an answer, which is in no queue here, and those behind it."""
+    method = SlowMethod()
+    edge = make(method, ping_s=3600)
+    client = edge.connect()
+    client.transport.__class__ = FrozenTransport
+    client.send(request(v1=True)).take()
+    client.send(text({"groups": {"chat": ["a"]}, "pad": "x" * 2 * length}))
+    for number in (1, 2):
+        client.send(text({"ping": number, "pad": "x" * (length - 100)}))
+    state = client.connection.freeze()
+    assert len(state.inbox) == 3
+    moved = adopted(edge, Adoption(state, Identity(7), edge.hub.flushed, {}))
+    while method.questions:
+        method.questions.pop()[1].callback({})
+    answers = moved.take()
+    assert [answer.get("ping", answer["type"]) for answer in answers] == ["subscribed", 1, 2]
+
+
 def adopted(edge: Edge, adoption: Adoption) -> Client:
     """A client whose connection comes from another process."""
     connection = cast("WebSocketConnection", AdoptionFactory(edge.factory, adoption).buildProtocol(IPv4Address("TCP", "192.0.2.1", 54321)))

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import enum
 import json
+import re
 from collections.abc import Container
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -216,6 +217,10 @@ class ClientFile(NamedTuple):
     forever: bool
 
 
+_takes_gzip = re.compile(r"[ \t]*gzip[ \t]*(?!;[ \t]*q[ \t]*=[ \t]*0(\.0*)?[ \t]*$)(;|$)", re.IGNORECASE).match
+"""Matches a coding of Accept-Encoding: gzip, unless its weight is 0 (RFC 9110 section 12.5.3)."""
+
+
 def file_response(head: Head, file: ClientFile) -> bytes:
     """Return the answer to a GET or HEAD of a file. Raise `HandshakeError` 405 for another method."""
     if head.method not in ("GET", "HEAD"):
@@ -230,7 +235,7 @@ def file_response(head: Head, file: ClientFile) -> bytes:
     if f'"{file.etag}"' in head.headers.get("if-none-match", ""):
         return _head("304 Not Modified", lines)
     body = file.body
-    if "gzip" in [word.partition(";")[0].strip(" \t") for word in head.headers.get("accept-encoding", "").split(",")]:
+    if any(map(_takes_gzip, head.headers.get("accept-encoding", "").split(","))):
         body = file.packed
         lines.append("Content-Encoding: gzip")
     lines += [f"Content-Type: {file.content_type}", f"Content-Length: {len(body)}"]

@@ -116,11 +116,12 @@ class RefusalLog:
             folded = int(written[1])
             del self._written[kind]
         if self._bucket.take(now) > 0:
-            self._unwritten += 1
+            self._unwritten += 1 + folded
             return
         self._written[kind] = [now, 0]
         if len(self._written) > MAX_KINDS:
-            del self._written[next(iter(self._written))]
+            _, forgotten = self._written.pop(next(iter(self._written)))
+            self._unwritten += int(forgotten)
         text = 'refused address={address} credential="{credential}" session={session} reason={reason} status={status} detail="{detail}" '
         text += "folded={folded}"
         if self._unwritten:

@@ -390,9 +390,7 @@ class Session:
         if state.messages is not None:
             self._bucket = TokenBucket.from_level(settings.messages_per_s, settings.messages_burst, state.messages)
         if state.inbox:
-            self._inbox = Inbox()
-            for payload, is_binary in state.inbox:
-                self._inbox.put(payload, is_binary)
+            self._inbox = Inbox(state.inbox)
 
     def go_on(self) -> None:
         """Feed the subscriber, and handle the messages that `restore` queued."""

@@ -14,6 +14,7 @@ Queued messages are handled in their order once the token before them is checked
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Iterable
 from typing import Any, Protocol
 
 from twisted.internet.defer import CancelledError, Deferred, fail, maybeDeferred
@@ -48,9 +49,10 @@ class Inbox:
 
     __slots__ = ("_bytes", "_messages")
 
-    def __init__(self) -> None:
-        self._messages: deque[tuple[bytes, bool]] = deque()
-        self._bytes = 0
+    def __init__(self, messages: Iterable[tuple[bytes, bool]] = ()) -> None:
+        """Begin with these messages. They were accepted already, so their size does not matter."""
+        self._messages: deque[tuple[bytes, bool]] = deque(messages)
+        self._bytes = sum(len(payload) + MESSAGE_BYTES for payload, _ in self._messages)
 
     def __len__(self) -> int:
         return len(self._messages)
