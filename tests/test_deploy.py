@@ -237,6 +237,7 @@ def test_the_chart_follows_the_manifests() -> None:
     assert "replicas" not in chart.one("Deployment")["spec"]
     assert chart.one("HorizontalPodAutoscaler")["spec"]["scaleTargetRef"]["name"] == chart.one("Deployment")["metadata"]["name"]
     assert yaml.safe_load((CHART / "Chart.yaml").read_text())["appVersion"] == __version__
+    assert plain().container["image"].endswith(f":{__version__}")
 
 
 @each_row(

@@ -280,7 +280,7 @@ ENTRIES = (
         _words("handovers.results", ("done", "failed")),
         ("result",),
     ),
-    Entry("towerws_handover_seconds", _G, "How long the last hand-over moved connections.", _one("handovers.seconds")),
+    Entry("towerws_handover_seconds", _G, "Time from when the new process was ready until the last hand-over was complete.", _one("handovers.seconds")),
     Entry("towerws_handover_connections", _G, "Connections that the last hand-over moved.", _one("handovers.moved")),
     # Connections.
     Entry("towerws_connections", _G, "TCP connections of clients, those at their handshake included.", _one("connections.present")),
@@ -312,7 +312,7 @@ ENTRIES = (
     Entry(
         "towerws_recheck_late_seconds",
         _G,
-        "How late the checks of credentials are, beyond revalidate_s.",
+        "For how long the oldest check of a credential has been due.",
         _one("connections.rechecks.late_s"),
     ),
     Entry("towerws_credentials_renewed_total", _C, "Tokens that replaced one on an open connection.", _one("connections.renewed")),

@@ -1,4 +1,4 @@
-// Each client subscribes to one topic and calls `got` with each payload. `build.mjs` bundles each function into a file of its own.
+// Each client subscribes to one topic and calls `got` with each payload. `bench.mjs` bundles each function into a file of its own.
 export const CLIENTS = {
   towerws: `
     import { connect } from "../towerws.js";
