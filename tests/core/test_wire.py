@@ -46,7 +46,8 @@ FRAMES: dict[tuple[str, str], Callable[[], bytes | None]] = {
     ("towerws.v1", "gap"): lambda: V1.gap(Gap(("job_events.42",), "1041-5b0c7e9f21aa", "1899-7a1f03b2c4d5", "history")),
     ("towerws.v1", "pong"): lambda: V1.pong("are you there?", "1042-0d4ee47ad09c"),
     ("towerws.v1", "revoked"): lambda: V1.revoked(
-        Change(("jobs.status_changed",), (), ("job_events.42",), "1042-0d4ee47ad09c", None), [Denied("job_events", "42", "not visible to this user")]
+        Change(("jobs.status_changed",), (), ("job_events.42",), "1042-0d4ee47ad09c", None),
+        [Denied("job_events", "42", "not visible to this user")],
     )[0],
     ("towerws.v1", "error"): lambda: V1.error(BadRequest("not_json", "message is not JSON")),
     ("towerws.v1", "bye"): lambda: V1.bye(CloseReason.RESTART.value, 1500),

@@ -280,7 +280,12 @@ ENTRIES = (
         _words("handovers.results", ("done", "failed")),
         ("result",),
     ),
-    Entry("towerws_handover_seconds", _G, "Time from when the new process was ready until the last hand-over was complete.", _one("handovers.seconds")),
+    Entry(
+        "towerws_handover_seconds",
+        _G,
+        "Time from when the new process was ready until the last hand-over was complete.",
+        _one("handovers.seconds"),
+    ),
     Entry("towerws_handover_connections", _G, "Connections that the last hand-over moved.", _one("handovers.moved")),
     # Connections.
     Entry("towerws_connections", _G, "TCP connections of clients, those at their handshake included.", _one("connections.present")),
