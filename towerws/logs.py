@@ -14,7 +14,6 @@ import json
 import logging
 import os
 import re
-import signal
 import time
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
@@ -176,17 +175,20 @@ def make_observer(log_format: str, level: LevelFilter, output: Output, *, journa
     return observer
 
 
-def open_output(logfile: str, reactor: Any) -> tuple[Output, bool]:
-    """Return the output for twistd's `--logfile`, and whether it is the journal. `-` is standard output.
+class Opened(NamedTuple):
+    """An output. `journal`: it is the journal. `rotate` rotates its file, None if it has none."""
 
-    A file is rotated as twistd does it, and by SIGUSR1.
-    """
+    output: Output
+    journal: bool
+    rotate: Callable[[], None] | None
+
+
+def open_output(logfile: str) -> Opened:
+    """Open the output for twistd's `--logfile`. `-` is standard output. A file is rotated as twistd does it."""
     if logfile == "-":
-        return _Descriptor(1), is_journal(1, os.environ)
+        return Opened(_Descriptor(1), is_journal(1, os.environ), None)
     file: Any = LogFile.fromFullPath(logfile)
-    if not signal.getsignal(signal.SIGUSR1):
-        signal.signal(signal.SIGUSR1, lambda _number, _frame: reactor.callFromThread(file.rotate))
-    return file, False
+    return Opened(file, journal=False, rotate=file.rotate)
 
 
 def forward_library_logs() -> None:

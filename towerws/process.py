@@ -19,10 +19,11 @@ Signals:
 signal           | first                                         | second                    | third
 SIGTERM, SIGINT  | stop in order, status 0                       | end at once, status 0     | end by the signal
 SIGHUP           | a reload (towerws/reload.py)                  | a reload                  | a reload
+SIGUSR1          | a rotation of twistd's log file               | a rotation                | a rotation
 
 The handlers replace Twisted's. Twisted's handlers end the process by the signal after an orderly stop (status 143), ignore a second
-SIGTERM, and leave SIGHUP at its default, which kills. A signal that the parent process ignores (`nohup`, a shell's background job) stays
-ignored.
+SIGTERM, and leave SIGHUP at its default, which kills. twistd leaves SIGUSR1 there, too, unless it logs to a file. A signal that the
+parent process ignores (`nohup`, a shell's background job) stays ignored.
 """
 
 from __future__ import annotations
@@ -39,6 +40,8 @@ from typing import Any
 
 from twisted.internet.error import ReactorNotRunning
 from twisted.logger import Logger
+
+from towerws.logs import FoldedLog
 
 FULL_AFTER = 50
 """After how many collections of the middle generation a full one may come (CPython: 10).
@@ -92,6 +95,9 @@ class Signals:
         self._hurry = hurry
         self._request_reload = reload
         self._received = 0
+        self.rotate: Callable[[], None] | None = None
+        """Rotates the log file. None: there is none."""
+        self._folded = FoldedLog(self._log, reactor)
 
     @property
     def ending(self) -> bool:
@@ -109,6 +115,7 @@ class Signals:
         for number in ENDING:
             self._set(number, self._end)
         self._set(signal.SIGHUP, self._reload)
+        self._set(signal.SIGUSR1, self._rotate)
 
     def _set(self, number: signal.Signals, handler: Callable[[int, FrameType | None], None]) -> None:
         if signal.getsignal(number) is not signal.SIG_IGN:
@@ -130,6 +137,15 @@ class Signals:
 
     def _reload(self, number: int, frame: FrameType | None) -> None:
         self._reactor.callFromThread(self._request_reload, signal.Signals(number).name)
+
+    def _rotate(self, number: int, frame: FrameType | None) -> None:
+        self._reactor.callFromThread(self._rotate_log, signal.Signals(number).name)
+
+    def _rotate_log(self, name: str) -> None:
+        if self.rotate is None:
+            self._folded.info("{name}: there is no log file to rotate (twistd's --logfile)", name=name)
+        else:
+            self.rotate()
 
     def _stop(self, name: str) -> None:
         self._log.info("{name}: stopping; a second one ends at once", name=name)

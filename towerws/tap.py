@@ -186,7 +186,7 @@ def makeService(options: Options, reactor: Any = None) -> TowerwsService | Super
             ParentWatch(options.membership, reactor, _stop(reactor), successor=service.restarts.successor is not None)
         if options.parent is not None:
             number = 0 if options.membership is None else options.membership.number
-            service.log_observer = _log_observer(options.settings, level, options.parent, reactor, number)
+            service.log_observer = _log_observer(options.settings, level, options.parent, signals, number)
     return service
 
 
@@ -219,7 +219,7 @@ def _make_parent(options: Options, reactor: Any, count: int, level: LevelFilter)
     on_restart_signal(reactor, parent.restart)
     parent.ending = lambda: signals.ending
     if options.parent is not None:
-        parent.log_observer = _log_observer(options.settings, level, options.parent, reactor)
+        parent.log_observer = _log_observer(options.settings, level, options.parent, signals)
     return parent
 
 
@@ -291,12 +291,15 @@ def _obstacle(twistd: Mapping[str, Any] | None) -> str:
     return ""
 
 
-def _log_observer(settings: Settings, level: LevelFilter, twistd: Mapping[str, Any], reactor: Any, worker: int = 0) -> ILogObserver | None:
+def _log_observer(
+    settings: Settings, level: LevelFilter, twistd: Mapping[str, Any], signals: Signals, worker: int = 0
+) -> ILogObserver | None:
     """Return the observer that writes the log instead of twistd's. None if twistd's own was chosen (`--syslog`, `--logger`)."""
     in_front = twistd["nodaemon"] or twistd["debug"]
     logfile = twistd["logfile"] or ("-" if in_front else "twistd.log")
     if twistd["syslog"] or twistd["logger"] or (logfile == "-" and not in_front):
         return None
-    output, journal = open_output(logfile, reactor)
+    opened = open_output(logfile)
+    signals.rotate = opened.rotate
     forward_library_logs()
-    return make_observer(settings.log_format, level, output, journal=journal, worker=worker)
+    return make_observer(settings.log_format, level, opened.output, journal=opened.journal, worker=worker)

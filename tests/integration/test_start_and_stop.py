@@ -84,6 +84,18 @@ class Process:
         """Wait until the reactor runs."""
         return self.says("towerws 0.")
 
+    def answers(self) -> None:
+        """Wait until its admin port answers, for a process whose log is elsewhere."""
+        give_up = time.monotonic() + DEADLINE_S
+        while True:
+            try:
+                self.healthz()
+            except OSError:
+                assert time.monotonic() < give_up, self.output
+                time.sleep(0.02)  # polled, as by a load balancer
+            else:
+                return
+
     def healthz(self) -> int:
         """The status of its admin port's answer."""
         connection = http.client.HTTPConnection("127.0.0.1", self.admin_port, timeout=DEADLINE_S)
@@ -189,24 +201,44 @@ def test_sighup_keeps_the_clients(make: Start) -> None:
     assert process.ends() == 0
 
 
-def test_sighup_while_the_address_is_awaited(make: Start) -> None:
-    """SIGHUP does not end it before the reactor runs, either. SIGTERM ends the wait properly."""
+@pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2])
+def test_a_signal_while_the_address_is_awaited(make: Start, number: signal.Signals) -> None:
+    """No signal that leaves a daemon running ends it before the reactor runs. SIGTERM ends the wait properly."""
     with socket.create_server(("127.0.0.1", 0)) as taken:
         process = make("--listen", tcp(taken.getsockname()[1])).start().says("trying again")
-        process.signal(signal.SIGHUP)
+        process.signal(number)
         process.signal(signal.SIGTERM)
         assert process.ends(SOON_S) == 0
 
 
-def test_an_ignored_signal_stays_ignored(make: Start) -> None:
-    """Under `nohup`, or in a shell's background job, the parent switched SIGINT and SIGHUP off."""
-    process = make("--listen", tcp(free_port())).start(prefix=("env", "--ignore-signal=INT", "--ignore-signal=HUP")).runs()
-    process.signal(signal.SIGHUP)
-    process.signal(signal.SIGINT)
+@pytest.mark.parametrize("before", [(), ("--logfile=-",), ("--syslog",)])
+def test_sigusr1_without_a_log_file(make: Start, before: tuple[str, ...]) -> None:
+    """Operators send SIGUSR1 to every daemon when logs are rotated. Without a file it ends none, and repeated ones leave one line."""
+    port = free_port()
+    process = make("--listen", tcp(port), before=before).start()
+    process.answers()
+    with connect(f"ws://127.0.0.1:{port}/websocket/", subprotocols=[V1], open_timeout=DEADLINE_S) as client:
+        client.recv()
+        for _ in range(3):
+            process.signal(signal.SIGUSR1)
+            assert process.healthz() == 200
+        client.send('{"groups": {"jobs": ["summary"]}}')
+        assert json.loads(client.recv())["type"] == "subscribed"
     process.signal(signal.SIGTERM)
     assert process.ends() == 0
-    assert "SIGINT" not in process.output
-    assert "SIGHUP" not in process.output
+    if before != ("--syslog",):
+        assert process.output.count("[daemon#info] SIGUSR1: there is no log file to rotate (twistd's --logfile)\n") == 1
+
+
+def test_an_ignored_signal_stays_ignored(make: Start) -> None:
+    """Under `nohup`, or in a shell's background job, the parent switched SIGINT and SIGHUP off."""
+    ignored = (signal.SIGINT, signal.SIGHUP, signal.SIGUSR1)
+    process = make("--listen", tcp(free_port())).start(prefix=("env", *(f"--ignore-signal={each.name[3:]}" for each in ignored))).runs()
+    for each in ignored:
+        process.signal(each)
+    process.signal(signal.SIGTERM)
+    assert process.ends() == 0
+    assert not any(each.name in process.output for each in ignored), process.output
 
 
 # O7: the pid file

@@ -218,6 +218,19 @@ def test_why_a_user_gets_no_events(daemon: WorkersDaemon) -> None:
     assert daemon.get("/console/explain")[0] == 400
 
 
+def test_sigusr1_ends_no_process(daemon: WorkersDaemon) -> None:
+    """`systemctl kill` sends it to the parent and to each worker. None has a log file, and each says so."""
+    before = daemon.serving()
+    for pid in (daemon.pid, *before):
+        os.kill(pid, signal.SIGUSR1)
+    line = "SIGUSR1: there is no log file to rotate"
+    give_up = time.monotonic() + DEADLINE_S
+    while daemon.log.read_text().count(line) < 3:
+        assert time.monotonic() < give_up, daemon.log.read_text()[-3000:]
+        time.sleep(0.02)  # polled: a file can't be awaited
+    assert daemon.serving() == before
+
+
 def test_a_page_of_the_parents_admin_port_may_connect(daemon: WorkersDaemon) -> None:
     """The live page is the parent's, and its websocket a worker's."""
     page = Origin(f"http://127.0.0.1:{daemon.admin_port}")

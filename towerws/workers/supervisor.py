@@ -4,6 +4,7 @@ signal            | the parent
 SIGTERM, SIGINT   | stops all workers in order, and ends with status 0. A second one aborts their connections
 SIGHUP            | makes each worker reload
 SIGUSR2           | makes one worker after the other hand over to a new process
+SIGUSR1           | logs that there is no log file: workers and `--logfile` exclude each other
 """
 
 from __future__ import annotations
