@@ -28,6 +28,8 @@ from towerws.core.settings import GroupSettings, HistorySettings, Settings, WebS
 
 OPEN: dict[str, str | None] = {"auth": "open"}
 
+NO_FOLDER = r"tls:/nowhere:1:interface=\:\:1"
+
 
 def refusal(flags: dict[str, str | None], environ: dict[str, str] | None = None) -> str:
     """The single line with which a configuration is refused."""
@@ -145,6 +147,9 @@ def test_an_empty_variable_is_not_set() -> None:
         ({"tls-ca": __file__}, {}, "must hold certificates in PEM form"),
         ({"listen": "ssl:1:interface=127.0.0.1:privateKey=/nowhere"}, {}, "its certificate or key can't be used: No such file"),
         ({"listen": f"ssl:1:interface=127.0.0.1:privateKey={__file__}"}, {}, "its certificate or key can't be used: "),
+        ({"listen": NO_FOLDER}, {}, f"--listen = {NO_FOLDER!r}: its folder of certificates can't be used: No such file"),
+        ({"admin": NO_FOLDER}, {}, f"--admin = {NO_FOLDER!r}: its folder of certificates can't be used: No such file"),
+        ({"monitor": NO_FOLDER}, {}, f"--monitor = {NO_FOLDER!r}: its folder of certificates can't be used: No such file"),
     ],
 )
 def test_refused(flags: dict[str, str | None], environ: dict[str, str], said: str) -> None:

@@ -15,6 +15,7 @@ import pytest
 from click.testing import CliRunner
 from private_rabbitmq import PrivateRabbit, free_port
 
+from tests.config.test_certificates import pair
 from tests.integration.authority import Authority
 from tests.integration.conftest import NO_NGINX, require
 from tests.integration.tower_api import OAUTH, Api, serve_tower
@@ -526,7 +527,7 @@ def test_the_memory_of_the_daemons_control_group(tmp_path: Path, monkeypatch: py
     expect(found, "daemon memory", "problem", "Memory: 100 MiB", "give the daemon more memory")
 
 
-@pytest.mark.filterwarnings("ignore:Passing pyOpenSSL:DeprecationWarning")  # Twisted passes them
+@pytest.mark.filterwarnings("ignore:Passing pyOpenSSL:DeprecationWarning", "ignore:.*cryptography's:DeprecationWarning")  # Twisted
 def test_this_machine(tmp_path: Path) -> None:
     """Own certificates, keys, descriptors and memory are compared with the configuration, without a daemon."""
     authority = Authority(tmp_path, "authority")
@@ -536,6 +537,11 @@ def test_this_machine(tmp_path: Path) -> None:
     code, found = ask("--auth", "open", "--admin", nowhere, "--listen", listen, "--limits-connections", "5000000")
     assert code == PROBLEMS
     expect(found, "configuration certificate", "warning", "expires in 3 days", "renew it")
+    (folder := tmp_path / "folder" / "web").mkdir(parents=True)
+    for name, content in zip(("cert.pem", "privkey.pem"), pair("a.example"), strict=True):
+        (folder / name).write_bytes(content)
+    _, of_folder = ask("--auth", "open", "--admin", nowhere, "--listen", rf"tls:{folder.parent}:{free_port()}:interface=\:\:1")
+    expect(of_folder, "configuration certificate", "warning", f"{folder}/cert.pem) expires in", "renew it")
     expect(found, "daemon descriptors", "problem", "too few for limits.connections = 5000000", "LimitNOFILE=5000064")
     expect(found, "daemon memory", "problem", "5000000 clients take", "limits.connections")
     _, found = ask("--auth", "open", "--admin", nowhere, "--limits-connections", "100")

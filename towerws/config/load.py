@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from towerws.config.addresses import EMBEDDED, mask_url, parse_address, parse_broker_url, split_urls
-from towerws.config.certificates import read_certificate
+from towerws.config.certificates import check_folder, read_certificate
 from towerws.config.options import (
     BY_FLAG,
     BY_KEY,
@@ -50,6 +50,8 @@ SHOWN_CHARACTERS = 80
 """Longest part of a value that an error text repeats."""
 
 _GROUPS = "groups"
+_CERTIFICATES: Mapping[str, Callable[[str], object]] = {"ssl": read_certificate, "tls": check_folder}
+"""What reads the certificates of an endpoint of this kind."""
 _SECTIONS = sorted({option.key.partition(".")[0] for option in OPTIONS if "." in option.key} | {_GROUPS})
 
 
@@ -175,8 +177,8 @@ def load_all(flags: Mapping[str, str | None], environ: Mapping[str, str], *, nam
     settings = _build(by_key, groups, named_files=named_files)
     check_rules(settings, by_key)
     for key in ("listen", "admin", "monitor") if named_files else ():
-        if (text := str(by_key[key].value)) and parse_address(text).kind == "ssl":
-            _check_file(by_key[key], read_certificate)
+        if (text := str(by_key[key].value)) and (check := _CERTIFICATES.get(parse_address(text).kind)) is not None:
+            _check_file(by_key[key], check)
     return Loaded(settings, by_key, file)
 
 

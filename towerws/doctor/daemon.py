@@ -151,10 +151,13 @@ def check_daemon(loaded: Loaded, admin: AdminPort) -> Iterator[Step]:
 
 
 def _own_certificates(area: Area, key: str, path: Path) -> Iterator[Finding]:
-    files = sorted(path.glob("*.pem")) if path.is_dir() else [path]
+    files = sorted(path.rglob("*.pem")) if path.is_dir() else [path]
     for file in files:
         try:
-            certificates = x509.load_pem_x509_certificates(file.read_bytes())
+            pem = file.read_bytes()
+            if path.is_dir() and b"-----BEGIN CERTIFICATE-----" not in pem:  # a key alone
+                continue
+            certificates = x509.load_pem_x509_certificates(pem)
         except (OSError, ValueError) as error:
             yield area.problem("certificate", f"{key}: {file}: {reason(error)}", f"correct the path in {key}, or the file's owner")
             continue
