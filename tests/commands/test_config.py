@@ -151,10 +151,10 @@ def test_check_says_what_would_be_done() -> None:
 def test_check_without_a_broker(tmp_path: Path) -> None:
     """The embedded source is told, and the groups of the file."""
     file = tmp_path / "towerws.toml"
-    file.write_text("[groups.orders]\n")
+    file.write_text("[groups.orders]\n[groups.job_events]\n[groups.stock]\n[groups.jobs]\n")
     result = run_check(*FREE, "--config", str(file))
     assert "from no broker" in result.stdout
-    assert "Groups in addition to AWX's: orders." in result.stdout
+    assert "Groups in addition to AWX's: orders, stock.\nGroups that replace AWX's: job_events, jobs.\n" in result.stdout
     assert f"Configuration: {file};" in result.stdout
 
 

@@ -54,6 +54,32 @@ def test_secrets_that_everybody_can_read(
         assert "canary" not in sentence
 
 
+TOWER = {"auth": "tower", "tower-url": "https://h"}
+NOT_ASKED = """groups.job_events replaces AWX's group and has no object_url, so Tower is not asked what a user may see: \
+add object_url = "/api/v2/jobs/{id}/", or remove the table"""
+
+
+@each_row(
+    ("text", "flags", "said"),
+    [
+        ('[groups.job_events]\nevents = "id"', TOWER, NOT_ASKED),
+        ('[groups.job_events]\nevents = "id"\npolicy = "own"', TOWER, NOT_ASKED),
+        ("[groups.control]", TOWER, "groups.control replaces AWX's group, so users may hear each other's topics: remove the table"),
+        ('[groups.job_events]\nevents = "id"\nobject_url = "/api/v2/jobs/{id}/"', TOWER, None),
+        ('[groups.job_events]\npolicy = "never"', TOWER, None),
+        ('[groups.control]\npolicy = "own"', TOWER, None),
+        ("[groups.jobs]", TOWER, None),
+        ("[groups.orders]", TOWER, None),
+        ('[groups.job_events]\nevents = "id"', {}, None),  # everybody hears everything, also without this table
+    ],
+)
+def test_a_group_of_the_configuration_that_takes_a_check_of_awx_s_away(
+    tmp_path: Path, text: str, flags: dict[str, str], said: str | None
+) -> None:
+    """A table with the name of one of AWX's groups replaces it. If a check goes with it, a sentence says so."""
+    assert list(exposure(loaded(tmp_path, 0o600, text, **flags), uid=1000)) == ([] if said is None else [said])
+
+
 def test_files_that_everybody_can_change(tmp_path: Path) -> None:
     """A file by which the daemon decides whom to trust is reported if other users may write to it, and so is the configuration."""
     rows: list[tuple[str, dict[str, str], int, tuple[str, ...]]] = [

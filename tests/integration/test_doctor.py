@@ -473,6 +473,10 @@ def test_a_tower(tmp_path: Path, daemon: Daemon, tower: tuple[type[Api], str]) -
     expect(found, "tower identity", "ok", "user 7's")
     expect(found, "tower object", "ok", "/api/v2/jobs/42/")
     expect(ask_tower(daemon, url, "--token", f"@{file}", "--topic", "job_events.43"), "tower object", "warning", "404", "role")
+    (replaced := tmp_path / "towerws.toml").write_text("[groups.job_events]")
+    found = ask_tower(daemon, url, "--token", f"@{file}", "--topic", "job_events.42", "--config", str(replaced))
+    expect(found, "tower object", "skipped", "belong to no object")
+    expect(found, "configuration advice", "warning", "groups.job_events replaces AWX's group", 'object_url = "/api/v2/jobs/{id}/"')
     expect(ask_tower(daemon, url, "--token", "canary-wrong"), "tower identity", "problem", "rejected", "expired")
     expect(ask_tower(daemon, "http://127.0.0.1:9"), "tower connection", "problem", "connection refused")
 

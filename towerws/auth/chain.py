@@ -34,7 +34,7 @@ from towerws.auth.base import (
 )
 from towerws.auth.jwt import JwtMethod
 from towerws.auth.tower import TowerMethod
-from towerws.auth.tower_objects import AWX_OBJECTS
+from towerws.auth.tower_objects import checked_objects
 from towerws.core.http_head import Head
 from towerws.core.identity import Identity, Revocation
 from towerws.core.settings import Settings
@@ -56,16 +56,11 @@ def make_methods(settings: Settings, reactor: Any) -> Iterator[Method]:
 
 def _make_method(name: str, settings: Settings, reactor: Any) -> Method:
     if name == "tower" and settings.tower is not None:
-        return TowerMethod(settings.tower, reactor, _objects(settings))
+        return TowerMethod(settings.tower, reactor, checked_objects(settings.groups))
     if name == "jwt" and settings.jwt is not None:
         return JwtMethod(settings.jwt, reactor, by_name_only=_by_name_only(settings))
     assert name == "open", "config/rules.py allows no other method"
     return Open()
-
-
-def _objects(settings: Settings) -> dict[str, str]:
-    own = {group: each.object_url for group, each in settings.groups.items() if each.object_url}
-    return {**{group: url for group, url in AWX_OBJECTS.items() if group not in settings.groups}, **own}
 
 
 def _by_name_only(settings: Settings) -> frozenset[str]:
@@ -76,7 +71,7 @@ def _by_name_only(settings: Settings) -> frozenset[str]:
 def _origin(name: str, settings: Settings) -> object:
     """Return everything that a method is made from, including the content of its files. Equal origins make equal methods."""
     if name == "tower" and settings.tower is not None:
-        return settings.tower, _objects(settings), _digest(settings.tower.tls_ca)
+        return settings.tower, checked_objects(settings.groups), _digest(settings.tower.tls_ca)
     if name == "jwt" and settings.jwt is not None:
         return (
             settings.jwt,

@@ -18,7 +18,7 @@ from towerws.auth.base import Refused, Unavailable, drop_frames, run
 from towerws.auth.tower_api import Me
 from towerws.auth.tower_credentials import ApiCredential, Caller
 from towerws.auth.tower_limits import SingleFlight, TtlCache
-from towerws.core.settings import TowerSettings
+from towerws.core.settings import GroupSettings, TowerSettings
 from towerws.core.wire import UNAVAILABLE
 
 AWX_OBJECTS: Final[Mapping[str, str]] = MappingProxyType(
@@ -52,6 +52,12 @@ _ENDED: Final = "the credential has ended"
 _NOT_VISIBLE: Final = "not visible to this user"
 
 _is_id = re.compile(r"[0-9]{1,18}", re.ASCII).fullmatch
+
+
+def checked_objects(groups: Mapping[str, GroupSettings]) -> dict[str, str]:
+    """Return the path of the object for each group whose events belong to one. `groups` are those of the configuration."""
+    awx = {name: path for name, path in AWX_OBJECTS.items() if name not in groups}
+    return awx | {name: group.object_url for name, group in groups.items() if group.object_url}
 
 
 class CheckedUser(NamedTuple):

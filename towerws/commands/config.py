@@ -28,6 +28,7 @@ from towerws.config.rules import advice
 from towerws.config.units import Value
 from towerws.core.errors import ConfigError
 from towerws.core.settings import GroupSettings, Settings
+from towerws.core.topics import AWX_GROUPS
 
 EXIT_BAD_CONFIG = 2
 """Exit code for a configuration that can't be used. click uses the same code for a wrong command line."""
@@ -140,8 +141,12 @@ def summary(loaded: Loaded) -> Iterator[str]:
         yield f"Probes and Prometheus connect to {parse_address(settings.monitor)}, for /healthz, /readyz and /metrics only."
     history = {option.key: option.format(loaded.by_key[option.key].value) for option in OPTIONS if option.key.startswith("history.")}
     yield f"History holds {history['history.max_bytes']} or {history['history.max_age_s']} s of events, whichever is less."
-    if settings.groups:
-        yield f"Groups in addition to AWX's: {', '.join(settings.groups)}."
+    for relation, names in (
+        ("in addition to AWX's", [name for name in settings.groups if name not in AWX_GROUPS]),
+        ("that replace AWX's", [name for name in settings.groups if name in AWX_GROUPS]),
+    ):
+        if names:
+            yield f"Groups {relation}: {', '.join(names)}."
     yield from (f"Advice: {sentence}." for sentence in (*advice(settings), *_password_advice(loaded), *exposure(loaded)))
 
 

@@ -1,4 +1,4 @@
-"""Checks how a daemon is exposed on its own machine: the user that it runs as, and the permissions of its secrets."""
+"""Checks what a daemon exposes: the user that it runs as, the permissions of its secrets, and AWX's groups without AWX's checks."""
 
 from __future__ import annotations
 
@@ -7,7 +7,10 @@ import stat
 from collections.abc import Iterator
 from pathlib import Path
 
+from towerws.auth.tower_objects import AWX_OBJECTS
 from towerws.config.load import Loaded
+from towerws.core.settings import Settings
+from towerws.core.topics import AWX_GROUPS
 
 SECRET_FILES = ("broker_password_file", "position_key_file", "jwt.secret_file")
 """The options that name a file with a secret in it."""
@@ -38,6 +41,20 @@ def exposure(loaded: Loaded, uid: int | None = None) -> Iterator[str]:
             yield f"{loaded.file}: holds the broker's password, and every user of this machine can read it: chmod o-rwx"
         if _holds_key_of_url(loaded):
             yield f"{loaded.file}: jwt.jwks_url has a query, and every user of this machine can read it: chmod o-rwx"
+    if loaded.settings.tower is not None:
+        yield from _lost_checks(loaded.settings)
+
+
+def _lost_checks(settings: Settings) -> Iterator[str]:
+    """Yield a sentence for each group that replaces one of AWX's, and lets users hear what AWX's group keeps from them."""
+    for name, group in settings.groups.items():
+        if name in AWX_OBJECTS and not group.object_url and group.policy != "never":
+            yield (
+                f"groups.{name} replaces AWX's group and has no object_url, so Tower is not asked what a user may see: "
+                f'add object_url = "{AWX_OBJECTS[name]}", or remove the table'
+            )
+        elif name in AWX_GROUPS and AWX_GROUPS[name].policy == "own" and group.policy == "authenticated":
+            yield f"groups.{name} replaces AWX's group, so users may hear each other's topics: remove the table"
 
 
 def _holds_password(loaded: Loaded) -> bool:

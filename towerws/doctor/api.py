@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 
 from towerws.auth.base import Refused, Unavailable
 from towerws.auth.tower_api import Answer, api_base, read_me, read_visible
-from towerws.auth.tower_objects import AWX_OBJECTS
+from towerws.auth.tower_objects import checked_objects
 from towerws.core.errors import ConfigError
 from towerws.core.settings import GroupSettings, JwtSettings, TowerSettings
 from towerws.core.topics import parse_routing_key
@@ -78,7 +78,7 @@ def _with_token(
         yield area.skipped("object", "whether the user may see an object is only asked with --topic job_events.42")
         return
     parsed = parse_routing_key(topic)
-    path = {**AWX_OBJECTS, **{name: group.object_url for name, group in groups.items() if group.object_url}}.get(parsed.group, "")
+    path = checked_objects(groups).get(parsed.group, "")
     if not path:
         yield area.skipped("object", f"the events of {parsed.group} belong to no object of the API")
         return
