@@ -33,7 +33,7 @@ import os
 import resource
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from types import FrameType
 from typing import Any
@@ -41,7 +41,9 @@ from typing import Any
 from twisted.internet.error import ReactorNotRunning
 from twisted.logger import Logger
 
+from towerws.config.load import Loaded
 from towerws.logs import FoldedLog
+from towerws.workers.worker import divide, worker_count
 
 FULL_AFTER = 50
 """After how many collections of the middle generation a full one may come (CPython: 10).
@@ -79,6 +81,19 @@ def descriptors_for_clients() -> int:
     """Return how many connections of clients the process may hold: its limit of open files, without `RESERVED_DESCRIPTORS`."""
     descriptors, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     return max(1, descriptors - RESERVED_DESCRIPTORS)
+
+
+def too_few_descriptors(loaded: Loaded, process: str = "this process") -> Iterator[str]:
+    """Yield a sentence if `limits.connections` is more than the limit of open files leaves room for. `process` is whose limit it is."""
+    asked = int(str(loaded.by_key["limits.connections"].value))
+    share = divide(loaded.settings.limits, worker_count(loaded.settings)).connections
+    if share > (room := descriptors_for_clients()):
+        of_worker = f", of which {share} are a worker's" if share != asked else ""
+        yield (
+            f"limits.connections = {asked}{of_worker}: {process} may open {resource.getrlimit(resource.RLIMIT_NOFILE)[0]} files, and "
+            f"{RESERVED_DESCRIPTORS} of them are reserved, so {room} connections are its limit: "
+            f"set LimitNOFILE={share + RESERVED_DESCRIPTORS} or more in the unit, or lower limits.connections"
+        )
 
 
 class Signals:

@@ -27,6 +27,7 @@ from towerws.config.load import Loaded, check_rules, shown_setting
 from towerws.config.options import BY_KEY, OPTIONS
 from towerws.core.errors import ConfigError
 from towerws.core.settings import Settings
+from towerws.process import too_few_descriptors
 
 if TYPE_CHECKING:
     from towerws.service import TowerwsService
@@ -133,7 +134,7 @@ class Reloader:
             self._set_log_level(settings.log_level)
         for sentence in merged.restart:
             self._log.warn("{by}: {sentence}", by=by, sentence=sentence)
-        warnings = tuple(exposure(merged.loaded))
+        warnings = (*exposure(merged.loaded), *too_few_descriptors(merged.loaded))
         for sentence in warnings:
             if sentence not in self._service.warnings:
                 self._log.warn("{sentence}", sentence=sentence)

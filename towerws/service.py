@@ -512,7 +512,8 @@ def _certificate(key: str, description: str) -> CertificateOptions:
 
 
 def _resolve_max_connections(limits: LimitSettings) -> LimitSettings:
-    return replace(limits, connections=limits.connections or descriptors_for_clients())
+    room = descriptors_for_clients()
+    return replace(limits, connections=min(limits.connections or room, room))
 
 
 def _settled(result: Deferred[Any] | None) -> Deferred[Any]:

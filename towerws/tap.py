@@ -26,7 +26,7 @@ from towerws.handover.restart import on_restart_signal
 from towerws.handover.successor import Successor
 from towerws.listening import EXIT_BAD_CONFIG
 from towerws.logs import LevelFilter, forward_library_logs, make_observer, open_output
-from towerws.process import LAST_S, Signals, collect_rarely, use_monotonic_clock
+from towerws.process import LAST_S, Signals, collect_rarely, too_few_descriptors, use_monotonic_clock
 from towerws.reload import Reloader
 from towerws.service import STOP_GRACE_S, TowerwsService
 from towerws.service_manager import ServiceManager
@@ -173,7 +173,7 @@ def makeService(options: Options, reactor: Any = None) -> TowerwsService | Super
         service = TowerwsService(options.settings, reactor, options.membership)
     except ConfigError as error:
         _give_up(str(error))
-    service.warnings = tuple(exposure(options.loaded))
+    service.warnings = (*exposure(options.loaded), *too_few_descriptors(options.loaded))
     if own_process:
         _join_hand_over(service, options, reactor)
         manager = tell_service_manager(service, os.environ, reactor)
@@ -199,7 +199,7 @@ def _make_parent(options: Options, reactor: Any, count: int, level: LevelFilter)
         _give_up(str(error))
     environ = dict(os.environ)
     parent = Supervisor(options.loaded, lambda: options.load(environ), reactor, count=count, command=sys.orig_argv, folder=str(Path.cwd()))
-    parent.warnings = tuple(exposure(options.loaded))
+    parent.warnings = (*exposure(options.loaded), *too_few_descriptors(options.loaded, "each worker"))
     manager = ServiceManager(
         os.environ,
         reactor,

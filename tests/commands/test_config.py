@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import resource
 import socket
 from collections.abc import Iterator
 from pathlib import Path
@@ -7,6 +8,7 @@ from pathlib import Path
 import pytest
 from click import Command
 from click.testing import CliRunner, Result
+from private_rabbitmq import free_port
 
 from tests.kit.rows import each_row
 from towerws.cli import main
@@ -146,6 +148,20 @@ def test_check_says_what_would_be_done() -> None:
     assert "Advice: a password in --broker is shown by ps" in result.stdout
     assert result.stdout.endswith("The configuration is good.\n")
     assert "hunter2!" not in result.output
+
+
+def test_check_compares_the_limit_of_connections_with_that_of_open_files(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The shell may have another limit than the daemon. With workers the share of each counts, since each has its own descriptors."""
+    monkeypatch.setattr(resource, "getrlimit", lambda which: (1000, 1000))
+    few = "a daemon of this shell may open 1000 files, and 64 of them are reserved, so 936 connections are its limit"
+    said = run_check(*FREE, "--limits-connections", "937").stdout
+    assert f"Advice: limits.connections = 937: {few}: set LimitNOFILE=1001 or more in the unit, or lower limits.connections.\n" in said
+    assert "limits.connections" not in run_check(*FREE, "--limits-connections", "936").stdout
+    assert "limits.connections" not in run_check(*FREE).stdout
+    flags = ("--auth", "open", "--broker", "amqp://h", "--workers", "2", "--listen", f"tcp:{free_port()}:interface=127.0.0.1")
+    said = run_check(*FREE, *flags, "--limits-connections", "2001").stdout
+    assert f"Advice: limits.connections = 2001, of which 1001 are a worker's: {few}: set LimitNOFILE=1065 or more" in said
+    assert "limits.connections" not in run_check(*FREE, *flags, "--limits-connections", "1872").stdout
 
 
 def test_check_without_a_broker(tmp_path: Path) -> None:

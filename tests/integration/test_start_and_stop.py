@@ -12,6 +12,7 @@ import socket
 import subprocess
 import sys
 import time
+import urllib.request
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, closing
 from pathlib import Path
@@ -616,6 +617,22 @@ def test_a_full_daemon_says_so(make: Start) -> None:
         process.says("full: ")
         process.says("room for 2 connections; raise limits.connections")
     assert process.output.count("full: ") == 1
+
+
+def test_more_connections_than_open_files(make: Start) -> None:
+    """The start and a reload warn with both numbers. The lower one counts, so that 64 descriptors stay free."""
+    flags = ("--listen", tcp(free_port()), "--limits-connections", "5000")
+    process = make(*flags).start(prefix=("prlimit", "--nofile=1000:1000")).runs()
+    line = "limits.connections = 5000: this process may open 1000 files, and 64 of them are reserved, so 936 connections are its limit: "
+    process.says(f"[daemon#warn] {line}set LimitNOFILE=5064 or more in the unit, or lower limits.connections\n")
+    with urllib.request.urlopen(f"http://127.0.0.1:{process.admin_port}/status", timeout=DEADLINE_S) as answer:
+        assert json.load(answer)["connections"]["max"] == 936
+    subprocess.run(["prlimit", f"--pid={process.pid}", "--nofile=900:1000"], check=True)
+    process.signal(signal.SIGHUP)
+    process.says("this process may open 900 files, and 64 of them are reserved, so 836 connections are its limit")
+    process.signal(signal.SIGTERM)
+    assert process.ends() == 0
+    assert process.output.count("are reserved") == 2
 
 
 # O11, O12: the log

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import resource
 import socket
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from towerws.config.certificates import TlsReactor
 from towerws.config.load import load_all
 from towerws.core.settings import LimitSettings
 from towerws.listening import listen
+from towerws.process import too_few_descriptors
 from towerws.workers import worker
 from towerws.workers.supervisor import _ReservingReactor
 from towerws.workers.worker import DIVIDED, VARIABLE, Membership, SharingReactor, divide, memory_limits, worker_count
@@ -45,6 +47,15 @@ def test_what_a_worker_makes_of_the_configuration() -> None:
     assert (own.settings.tower.calls, own.settings.tower.password_calls, own.settings.tower.sharers) == (7, 1, 3)
     assert own.settings.listen == loaded.settings.listen
     assert own.by_key == loaded.by_key
+
+
+def test_a_worker_compares_its_share_with_its_open_files(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each process has its own descriptors. The sentence of a reload names the configured limit, too."""
+    monkeypatch.setattr(resource, "getrlimit", lambda which: (1000, 1000))
+    for connections, said in (("2808", ""), ("2809", "limits.connections = 2809, of which 937 are a worker's: this process may open 1000")):
+        own = MEMBERSHIP.loaded(load_all({**FLAGS, "workers": "3", "limits-connections": connections}, {}))
+        assert " ".join(too_few_descriptors(own)).startswith(said)
+        assert bool(list(too_few_descriptors(own))) is bool(said)
 
 
 @each_row("count", [1, 2, 3, 7, 256])

@@ -29,6 +29,7 @@ from towerws.config.units import Value
 from towerws.core.errors import ConfigError
 from towerws.core.settings import GroupSettings, Settings
 from towerws.core.topics import AWX_GROUPS
+from towerws.process import too_few_descriptors
 
 EXIT_BAD_CONFIG = 2
 """Exit code for a configuration that can't be used. click uses the same code for a wrong command line."""
@@ -147,7 +148,8 @@ def summary(loaded: Loaded) -> Iterator[str]:
     ):
         if names:
             yield f"Groups {relation}: {', '.join(names)}."
-    yield from (f"Advice: {sentence}." for sentence in (*advice(settings), *_password_advice(loaded), *exposure(loaded)))
+    few = too_few_descriptors(loaded, "a daemon of this shell")
+    yield from (f"Advice: {sentence}." for sentence in (*advice(settings), *_password_advice(loaded), *exposure(loaded), *few))
 
 
 def why_no_methods(settings: Settings) -> str | None:

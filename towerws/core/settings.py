@@ -246,8 +246,8 @@ class LimitSettings:
 
     connections: int = option(
         0,
-        "Connections of the daemon. 0: as many as the process may open files, minus 64. A client beyond this limit, limits.per_address, "
-        "limits.per_user or limits.half_open gets a 503.",
+        "Connections of the daemon. At most, and with 0, as many as the process may open files, minus 64. A client beyond this limit, "
+        "limits.per_address, limits.per_user or limits.half_open gets a 503.",
         low=0,
         high=10_000_000,
     )
