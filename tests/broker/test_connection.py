@@ -150,7 +150,7 @@ def test_frames_cut_anywhere() -> None:
     def on_delivery(tag: int, key: str, content: Content, body: bytes) -> None:
         got.append((tag, key, content.offset, body))
 
-    connection.open_channel(lambda _: None, on_delivery)
+    connection.open_channel(lambda _: None, on_delivery, max_body_bytes=KIB)
     data = b"".join(
         part.marshal()
         for part in (
@@ -165,6 +165,48 @@ def test_frames_cut_anywhere() -> None:
         connection.dataReceived(data[at : at + 1])
     assert got == [(9, "jobs.x", 3, b"abcde")]
     assert not any(isinstance(told, ConnectionFailure) for told in events.told)
+
+
+@each_row(
+    ("parts", "kept"),
+    [
+        ((60, 40), True),
+        ((60, 41), False),
+        ((60, 40, 1), False),
+        ((101,), True),
+        ((1,) * 100, True),
+        ((1,) * 101, False),
+        ((), True),
+    ],
+)
+@each_row("method", [spec.Basic.Deliver("t", 9, False, "x", "jobs.x"), spec.Basic.Return(312, "NO_ROUTE", "x", "jobs.x")])
+def test_a_body_larger_than_the_channel_keeps(parts: tuple[int, ...], kept: bool, method: Any) -> None:
+    """Its size is told and its bytes are not. A body in one frame is in memory already. The next message is whole again."""
+    connection, _, _, _ = opened()
+    got: list[tuple[int, bytes]] = []
+    connection.open_channel(lambda _: None, lambda _tag, _key, _content, body: got.append((len(body), bytes(body))), max_body_bytes=100)
+    connection.dataReceived(frame.Method(1, spec.Channel.OpenOk()).marshal())
+    size = sum(parts)
+    for sizes in (parts, (30, 30)):
+        connection.dataReceived(frame.Method(1, method).marshal())
+        connection.dataReceived(frame.Header(1, sum(sizes), spec.BasicProperties()).marshal())
+        for part in sizes:
+            connection.dataReceived(frame.Body(1, b"x" * part).marshal())
+    assert got == [(size, b"x" * size if kept else b"%d" % size), (60, b"x" * 60)]
+    connection.abort()
+
+
+def test_a_body_that_does_not_come_to_its_end() -> None:
+    """A header may announce 2^64 bytes. Then nothing is kept either. A body that is not whole when the next one begins is dropped."""
+    connection, events, _, _ = opened()
+    got: list[bytes] = []
+    connection.open_channel(lambda _: None, lambda _tag, _key, _content, body: got.append(body), max_body_bytes=100)
+    for size in (2**64 - 1, 4):
+        connection.dataReceived(frame.Header(1, size, spec.BasicProperties()).marshal())
+        connection.dataReceived(frame.Body(1, b"ab").marshal() * 2)
+    assert got == [b"abab"]
+    assert not any(isinstance(told, ConnectionFailure) for told in events.told)
+    connection.abort()
 
 
 @each_row(
@@ -190,11 +232,14 @@ def test_bytes_that_are_not_amqp_end_the_connection(data: bytes) -> None:
     assert clock.getDelayedCalls() == []
 
 
-def test_a_body_too_long_ends_the_connection() -> None:
-    """A body that is longer than its header says is an error of the peer."""
+@each_row(("size", "parts"), [(1, [b"ab"]), (3, [b"ab", b"cd"])])
+@each_row("limit", [KIB, 0])
+def test_a_body_too_long_ends_the_connection(size: int, parts: list[bytes], limit: int) -> None:
+    """A body that is longer than its header says is an error of the peer, also if nothing of it is kept."""
     connection, events, _, _ = opened()
-    connection.open_channel(lambda _: None, lambda *_: None)
-    connection.dataReceived(frame.Header(1, 1, spec.BasicProperties()).marshal() + frame.Body(1, b"ab").marshal())
+    connection.open_channel(lambda _: None, lambda *_: None, max_body_bytes=limit)
+    connection.dataReceived(frame.Header(1, size, spec.BasicProperties()).marshal())
+    connection.dataReceived(b"".join(frame.Body(1, part).marshal() for part in parts))
     assert "a body is longer than its header says" in str(events.told[-1])
 
 

@@ -1,22 +1,31 @@
-"""A consumer and a scout that are closed before the broker has opened their channel."""
+"""What only the consumer itself can show: how it ends before its channel is open, what it keeps, and when it pauses the connection."""
 
 from __future__ import annotations
 
+import tracemalloc
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from pika import spec
+from pika import frame, spec
 from twisted.internet.protocol import Factory
 from twisted.internet.task import Clock
 
 from tests.kit.fake_amqp import FakeBroker, RecordingSink
+from tests.kit.fakes import FakePeer
 from tests.kit.rows import each_row
 from towerws.broker.connection import BrokerConnection
 from towerws.broker.consumer import Consumer, Scout
 from towerws.broker.failures import ConnectionFailure
 from towerws.broker.reader import ReadProgress
 from towerws.broker.topology import Mode
+from towerws.core.batch import PART_BYTES
+from towerws.core.errors import BadDelivery
+from towerws.core.history import History
+from towerws.core.hub import Hub
+from towerws.core.ingest import Ingest
+from towerws.core.requests import Request
 from towerws.core.settings import BrokerSettings, BrokerUrl, Secret
+from towerws.core.wire import TOWER
 
 SETTINGS = BrokerSettings(urls=(BrokerUrl("one", 5672, "towerws", Secret("canary"), "/", tls=False),))
 
@@ -71,6 +80,7 @@ def scout(connection: BrokerConnection, owner: Owner, _: Clock) -> Scout:
         connection,
         "s",
         "first",
+        max_body_bytes=0,
         ready=owner.consumer_ok,
         saw=owner.consumer_unexpected,
         failed=owner.consumer_failed,
@@ -109,3 +119,89 @@ def test_a_channel_that_opens_too_late_is_closed(make: Make, answer: Any, method
     connection.abort()
     broker.settle()
     assert clock.getDelayedCalls() == []
+
+
+MIB = 1024**2
+
+
+class StreamRig:
+    """A consumer of a stream with the real ingest and hub, and a broker in memory. Offset 0 comes first."""
+
+    def __init__(self, *, part_bytes: int = PART_BYTES, **settings: Any) -> None:
+        self.clock = Clock()
+        self.reports: list[BadDelivery] = []
+        self.history = History(10**9, 10**9)
+        self.hub = Hub(self.history, lambda call: self.clock.callLater(0, call), part_bytes=part_bytes)
+        self.ingest = Ingest(
+            self.history,
+            self.hub,
+            max_payload_bytes=MIB,
+            clock=self.clock.seconds,
+            wall_clock=self.clock.seconds,
+            report=self.reports.append,
+            new_epoch=lambda: "mark",
+        )
+        self.ingest.proven(True)
+        self.ingest.caught_up()
+        self.progress = ReadProgress(self.ingest, epoch="")
+        owner = Owner()
+        self.broker = FakeBroker(self.clock)
+        self.connection = BrokerConnection(SETTINGS.urls[0], SETTINGS, self.clock, owner)
+        self.broker.connect(Factory.forProtocol(lambda: self.connection))
+        self.broker.settle()
+        own = BrokerSettings(urls=SETTINGS.urls, **settings)
+        self.consumer = Consumer(self.connection, Mode.STREAM, lambda _: "s", "first", own, self.progress, self.clock, owner)
+        self.connection.on_read = self.consumer.end_read
+        self.consumer.expected = 0
+        self.broker.stream.silent.add("first")  # the tests send the deliveries themselves
+        self.broker.settle()
+        self.peer = self.broker.peer
+
+    def join(self, topic: str) -> FakePeer:
+        """Add a subscriber."""
+        client = FakePeer()
+        self.hub.subscribe(self.hub.join(client, TOWER), Request((topic,)))
+        return client
+
+    def read(self) -> None:
+        """The connection reads everything that the broker has queued, at once. No turn of the reactor passes."""
+        data, self.peer.to_send = self.peer.to_send, b""
+        self.connection.dataReceived(data)
+
+    def deliver_large(self, size: int, offset: int) -> None:
+        """The connection reads a delivery of zeros, frame by frame."""
+        tag = self.peer.tags[1] = self.peer.tags[1] + 1
+        header = spec.BasicProperties(headers={"x-stream-offset": offset})
+        self.peer.send(1, spec.Basic.Deliver("t", tag, False, "towerws", "jobs.x"))
+        self.peer.to_send += frame.Header(1, size, header).marshal()
+        self.read()
+        part = frame.Body(1, bytes(min(size, 131064))).marshal()
+        while size >= 131064:
+            self.connection.dataReceived(part)
+            size -= 131064
+        if size:
+            self.connection.dataReceived(frame.Body(1, bytes(size)).marshal())
+
+
+def test_a_body_above_the_limit_is_not_kept() -> None:
+    """A body that is larger than `max_payload_bytes` takes no memory. It is refused with its size, and counted and acknowledged."""
+    rig = StreamRig(prefetch=2)
+    client = rig.join("jobs.x")
+    size = 64 * MIB
+    tracemalloc.start()
+    try:
+        rig.deliver_large(size, 0)
+        kept = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert kept < MIB
+    assert [str(report) for report in rig.reports] == [f"{size} bytes on jobs.x: more than max_payload_bytes = {MIB}"]
+    assert (rig.ingest.bad, rig.ingest.received) == ({"too_large": 1}, 1)
+    assert (rig.progress.deliveries, rig.progress.received_bytes, rig.progress.acks) == (1, size, 1)
+    rig.broker.settle()
+    (acknowledged,) = rig.peer.seen(spec.Basic.Ack)
+    assert acknowledged.delivery_tag == 1
+    rig.peer.deliver(b'{"n":1}', 1)
+    rig.broker.settle()
+    assert client.take() == [b'{"n":1}']
+    rig.connection.abort()

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import tracemalloc
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -9,7 +10,7 @@ from click.testing import CliRunner, Result
 from tests.commands.test_publisher import Admin
 from tests.kit.rows import each_row
 from towerws.cli import main
-from towerws.commands.publish import why_no_event
+from towerws.commands.publish import LINE_BYTES, why_no_event
 from towerws.commands.publisher import AdminPublisher
 
 LIMIT = 1000
@@ -42,6 +43,22 @@ def test_a_file_and_a_group_with_an_event(admin: Admin, tmp_path: Path) -> None:
     result = publish(f"@{path}", "--group", "job_events", "--event", "42", "--admin", admin.url, "--quiet")
     assert (result.exit_code, result.output) == (0, "")
     assert admin.bodies[0][1] == {"topic": "job_events.42", "payload": {"n": 2}}
+
+
+def test_a_file_that_is_too_large(admin: Admin, tmp_path: Path) -> None:
+    """It is refused before all of it is in memory."""
+    path = tmp_path / "zeros"
+    with path.open("wb") as file:
+        file.truncate(4 * LINE_BYTES)
+    tracemalloc.start()
+    try:
+        result = publish("jobs.summary", f"@{path}", "--admin", admin.url)
+        most = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert (result.exit_code, admin.bodies) == (2, [])
+    assert f"longer than {LINE_BYTES} bytes" in result.stderr
+    assert most < 2 * LINE_BYTES
 
 
 def test_the_admin_port_needs_no_secret(admin: Admin, tmp_path: Path) -> None:

@@ -8,7 +8,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.kit.rows import each_row
-from towerws.core.deliveries import BEFORE, MAX_MARKER_BYTES, Delivery, Fingerprint, Marker, derive_key, parse_marker, parse_position
+from towerws.core.deliveries import (
+    BEFORE,
+    MAX_MARKER_BYTES,
+    Delivery,
+    Fingerprint,
+    Marker,
+    OversizedBody,
+    derive_key,
+    parse_marker,
+    parse_position,
+)
 
 KEY = Fingerprint(b"a key")
 
@@ -113,6 +123,14 @@ def test_a_position_is_opaque_text_that_can_be_read_back(offset: int, payload: b
 def test_what_no_position_looks_like_is_not_read(text: str) -> None:
     """Other digits, signs, spaces and sizes are refused before anything is looked up."""
     assert parse_position(text) is None
+
+
+def test_a_body_that_was_not_kept() -> None:
+    """It is as long as the body was, and is no marker. Each process gives it the same fingerprint, and another size another one."""
+    body = OversizedBody(2**40)
+    assert len(body) == 2**40
+    assert parse_marker(body) is None
+    assert KEY("a.1", None, body) == KEY("a.1", None, OversizedBody(2**40)) != KEY("a.1", None, OversizedBody(2**40 + 1))
 
 
 def test_deliveries_are_compared_by_identity() -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 from tests.kit.fakes import FakePeer
 from tests.kit.rows import each_row
-from towerws.core.deliveries import MARKER_TOPIC, Delivery, Marker
+from towerws.core.deliveries import MARKER_TOPIC, Delivery, Marker, OversizedBody
 from towerws.core.errors import BadDelivery
 from towerws.core.frames import text_frame
 from towerws.core.history import History
@@ -164,6 +164,29 @@ def test_a_bad_message_is_skipped_and_the_next_one_arrives(key: str, payload: by
     assert feed.ingest.bad == {reason: 1}
     assert len(feed.history) == held + 1
     assert [bad.reason for bad in feed.reports] == ([] if reason == "withheld" else [reason])
+
+
+@each_row(("key", "reason"), [("a.1", "too_large"), ("a", "routing_key"), (MARKER_TOPIC, "withheld")])
+def test_a_body_that_the_source_did_not_keep_is_refused_as_the_body_is(key: str, reason: str) -> None:
+    """Same counter, same text with the same size. The place before it is one to resume from, on each daemon."""
+    size = MAX_PAYLOAD_BYTES + 1
+    texts, ends = [], []
+    for bad in (b"{" + b" " * (size - 2) + b"}", OversizedBody(size), OversizedBody(size)):
+        feed = Feed().start(None)
+        _, peer = feed.join()
+        feed.batch(*stream(3))
+        peer.take()
+        assert feed.ingest.compare(key, bad, 9) is None
+        feed.ingest.hole(key, bad, 9, None, "broker")
+        feed.batch((key, bad, 9), *stream(10))
+        gap, event = peer.take_json()
+        assert event["payload"] == {"n": 10}
+        assert feed.recovered(gap["to"])
+        assert feed.ingest.bad == {reason: 1}
+        texts.append([str(report) for report in feed.reports])
+        ends.append(gap["to"])
+    assert texts[0] == texts[1]
+    assert ends[1] == ends[2]
 
 
 def test_a_report_is_short_and_can_be_printed() -> None:

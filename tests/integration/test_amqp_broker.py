@@ -7,8 +7,11 @@ import datetime as dt
 import logging
 import re
 import secrets
+import subprocess
+import sys
 import threading
 import time
+import tracemalloc
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
 from dataclasses import replace
 from typing import Any, cast
@@ -24,6 +27,9 @@ from twisted.internet.threads import deferToThread
 
 from tests.kit.fake_amqp import RecordingSink
 from towerws.amqp import AmqpSource
+from towerws.core.history import History
+from towerws.core.hub import Hub
+from towerws.core.ingest import Ingest
 from towerws.core.settings import BrokerSettings, BrokerUrl, Secret
 from towerws.core.sources import SourceState
 
@@ -396,6 +402,51 @@ class _FarDate(dt.datetime):
     def utctimetuple(self) -> time.struct_time:
         """The time that pika encodes as the timestamp."""
         return time.struct_time((self.year, self.month, self.day, 24 * 365 * 10**7, 0, 0, 0, 0, 0))
+
+
+PUBLISH_ZEROS = """
+import sys, pika
+channel = pika.BlockingConnection(pika.URLParameters(sys.argv[1])).channel()
+channel.confirm_delivery()
+for _ in range(3):
+    channel.basic_publish(sys.argv[2], "jobs.x", bytes(int(sys.argv[3])))
+"""
+
+
+@run
+@pytest.mark.parametrize("consume", ["stream", "queue"])
+async def test_a_body_above_the_limit_is_not_kept(rabbit: PrivateRabbit, consume: str) -> None:
+    """A message of 24 MiB is refused with its size, takes less than 4 MiB of memory, and is acknowledged. The next event arrives."""
+    settings = settings_for(rabbit, consume=consume, prefetch=2)
+    size = 24 * 1024**2
+    reports: list[str] = []
+    history = History(10**9, 600)
+    ingest = Ingest(
+        history,
+        Hub(history),
+        max_payload_bytes=4 * 1024**2,
+        clock=time.monotonic,
+        wall_clock=time.time,
+        report=lambda bad: reports.append(str(bad)),
+        new_epoch=lambda: secrets.token_hex(4),
+    )
+    source = AmqpSource(settings, ingest, reactor)
+    source.start()
+    try:
+        await until(lambda: source.status().ready)
+        tracemalloc.start()
+        publisher = (sys.executable, "-c", PUBLISH_ZEROS, rabbit.url, settings.exchange, str(size))
+        await deferToThread(subprocess.run, publisher, check=True)  # in a process of its own, because pika copies the body
+        await until(lambda: ingest.bad["too_large"] == 3)
+        most = tracemalloc.get_traced_memory()[1]
+        await deferToThread(publish, rabbit, settings.exchange, b'{"n":1}')
+        await until(lambda: history.newest_of("jobs.x") is not None)
+    finally:
+        tracemalloc.stop()
+        await source.stop()
+    assert most < 4 * 1024**2
+    assert reports == [f"{size} bytes on jobs.x: more than max_payload_bytes = {ingest.max_payload_bytes}"]
+    assert (source.counters["failures"], source.counters["sink_errors"]) == (0, 0)
 
 
 @run

@@ -40,6 +40,7 @@ class RecordingSink:
         self.writing: list[Callable[[int], None]] = []
         self.history_complete = False
         self.waiting = 0
+        self.max_payload_bytes = 1024**2
         self.is_proven = False
         self.on_position_asked: Callable[[], None] = lambda: None
 

@@ -34,6 +34,7 @@ from twisted.python.failure import Failure
 from towerws import __version__
 from towerws.broker.content import Content, read_content, read_timed_content
 from towerws.broker.failures import ConnectionFailure, RetryPolicy, from_broker, from_transport
+from towerws.core.deliveries import OversizedBody
 from towerws.core.settings import BrokerSettings, BrokerUrl
 from towerws.outgoing import release
 
@@ -61,7 +62,10 @@ class NotAmqp(Exception):
 
 
 OnDelivery = Callable[[int, str, Content, bytes], None]
-"""Called with the delivery tag, the routing key, the content header, and the body. The tag of a returned message is 0."""
+"""Called with the delivery tag, the routing key, the content header, and the body. The tag of a returned message is 0.
+
+The body is an `OversizedBody` if it has several frames and is larger than the channel keeps.
+"""
 
 
 class BrokerConnectionEvents(Protocol):
@@ -106,12 +110,16 @@ def _parameters(url: BrokerUrl, settings: BrokerSettings, purpose: str) -> pika.
 
 
 class _Delivery:
-    """The delivery that is being read on one channel: a method frame, a header frame, then any number of body frames."""
+    """The delivery that is being read on one channel: a method frame, a header frame, then any number of body frames.
 
-    __slots__ = ("_content", "_missing", "_on_delivery", "_parts", "_routing_key", "_tag")
+    The frames of a body above `max_body_bytes` are counted and dropped.
+    """
 
-    def __init__(self, on_delivery: OnDelivery) -> None:
+    __slots__ = ("_content", "_max_body_bytes", "_missing", "_on_delivery", "_parts", "_routing_key", "_tag")
+
+    def __init__(self, on_delivery: OnDelivery, max_body_bytes: int) -> None:
         self._on_delivery = on_delivery
+        self._max_body_bytes = max_body_bytes
         self._tag = self._missing = 0
         self._routing_key = ""
         self._content = Content(None, None, damaged=False)
@@ -149,11 +157,22 @@ class _Delivery:
         if missing < 0:
             raise NotAmqp("a body is longer than its header says")
         if self._parts or missing:
-            self._parts.append(part)
+            part = self._add_to_parts(part, missing)
             if missing:
                 return
-            part, self._parts = b"".join(self._parts), []
         self._on_delivery(self._tag, self._routing_key, self._content, part)
+
+    def _add_to_parts(self, part: bytes, missing: int) -> bytes:
+        """Add one of several body frames. `missing` bytes follow. Returns the body after the last frame."""
+        parts = self._parts
+        if not parts and len(part) + missing > self._max_body_bytes:
+            parts.append(OversizedBody(len(part) + missing))
+        elif not parts or type(parts[0]) is bytes:
+            parts.append(part)
+        if not missing:
+            self._parts = []
+            return b"".join(parts) if type(parts[0]) is bytes else parts[0]
+        return b""
 
 
 class _PikaConnection(_TwistedConnectionAdapter):
@@ -267,14 +286,15 @@ class BrokerConnection(protocol.Protocol):
         """The broker's description of itself. Empty before the handshake."""
         return self._amqp.server_properties or {}
 
-    def open_channel(self, opened: Callable[[Channel], None], on_delivery: OnDelivery) -> Channel:
+    def open_channel(self, opened: Callable[[Channel], None], on_delivery: OnDelivery, *, max_body_bytes: int) -> Channel:
         """Return a new pika channel. `opened(channel)` is called when the broker has opened it.
 
-        Deliveries for its consumers go to `on_delivery`, never to the callback given to pika's `basic_consume`.
+        Deliveries for its consumers go to `on_delivery`, never to the callback given to pika's `basic_consume`. Nothing is kept of a
+        body in several frames that is larger than `max_body_bytes`.
         """
         channel = self._amqp.channel(on_open_callback=self._amqp.channel_opened)
         self._amqp.opening[channel.channel_number] = opened
-        self._amqp.deliveries[channel.channel_number] = _Delivery(on_delivery)
+        self._amqp.deliveries[channel.channel_number] = _Delivery(on_delivery, max_body_bytes)
         return channel
 
     def close_channel(self, channel: Channel) -> None:

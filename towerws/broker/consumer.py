@@ -90,7 +90,11 @@ class Consumer:
         # With a prefetch below ACK_DELIVERIES the broker would send nothing more until the timer fires.
         self._ack_at = max(1, min(ACK_DELIVERIES, settings.prefetch // 2))
         self._ack_timer: interfaces.IDelayedCall | None = None
-        self._channel = connection.open_channel(self._opened, self._on_stream if mode is Mode.STREAM else self._on_queue)
+        self._channel = connection.open_channel(
+            self._opened,
+            self._on_stream if mode is Mode.STREAM else self._on_queue,
+            max_body_bytes=progress.sink.max_payload_bytes,
+        )
         self._channel.add_on_close_callback(self._channel_closed)
         self._channel.add_on_cancel_callback(self._cancelled)
 
@@ -257,7 +261,7 @@ class Scout:
     RabbitMQ tells neither the first nor the last offset of a stream over AMQP 0-9-1. Only consuming shows them.
 
     `ready` is called when the broker accepted the consumer, and `saw(offset, routing_key, body)` with each message until `close`.
-    `failed` is called if the broker closes the channel.
+    `failed` is called if the broker closes the channel. Nothing is kept of a body in several frames above `max_body_bytes`.
     """
 
     def __init__(
@@ -266,6 +270,7 @@ class Scout:
         stream: str,
         start: object,
         *,
+        max_body_bytes: int,
         ready: Callable[[], None],
         saw: Callable[[int, str, bytes], None],
         failed: Callable[[ConnectionFailure], None],
@@ -278,7 +283,7 @@ class Scout:
         self._failed = failed
         self._unacked = 0
         self._closed = False
-        self._channel = connection.open_channel(self._opened, self._delivered)
+        self._channel = connection.open_channel(self._opened, self._delivered, max_body_bytes=max_body_bytes)
         self._channel.add_on_close_callback(self._channel_closed)
         self._channel.add_on_cancel_callback(
             lambda _: self._end(ConnectionFailure("the broker cancelled the scout: its stream was deleted or moved"))

@@ -35,6 +35,7 @@ from towerws.broker.content import Content
 from towerws.broker.control_watch import SILENT_S, Announce, ControlWatch
 from towerws.broker.failures import ConnectionFailure, from_channel
 from towerws.broker.topology import bind_control, declare_control
+from towerws.core.identity import MAX_REVOCATION_BYTES
 from towerws.core.settings import BrokerSettings
 from towerws.core.sources import ControlSink
 from towerws.outgoing import Deadline
@@ -212,7 +213,7 @@ class ControlListener:
             self._deadline.set(self._pause(), self._start)
             return
         self._state = "starting"
-        channel = self._channel = connection.open_channel(self._opened, self._deliver)
+        channel = self._channel = connection.open_channel(self._opened, self._deliver, max_body_bytes=MAX_REVOCATION_BYTES)
         channel.add_on_close_callback(self._closed)
         self._expect_answer(channel)
 

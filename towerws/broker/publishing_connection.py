@@ -174,7 +174,7 @@ class PublishingConnection:
         """AMQP is open: open a channel with confirms."""
         if self._connection is not None:
             self._connection.watch_alarms(self._alarm)
-            self._channel = self._connection.open_channel(self._opened, self._returned)
+            self._channel = self._connection.open_channel(self._opened, self._returned, max_body_bytes=0)
             self._channel.add_on_close_callback(self._channel_closed)
 
     def connection_failed(self, failure: ConnectionFailure) -> None:

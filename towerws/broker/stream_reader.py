@@ -646,7 +646,15 @@ class StreamReader:
 
     def _open_scout(self, start: object, saw: Callable[[int, str, bytes], None], ready: Callable[[], None] = lambda: None) -> None:
         self._close_scout()
-        self._scout = Scout(self._connection, self._settings.stream, start, ready=ready, saw=saw, failed=self._scout_failed)
+        self._scout = Scout(
+            self._connection,
+            self._settings.stream,
+            start,
+            max_body_bytes=self._sink.max_payload_bytes,
+            ready=ready,
+            saw=saw,
+            failed=self._scout_failed,
+        )
 
     def _scout_failed(self, failure: ConnectionFailure) -> None:
         self._scout = None

@@ -154,7 +154,7 @@ def on_side_channel(
     def opened(channel: Channel) -> None:
         methods(channel, lambda: finish(None))
 
-    channel = connection.open_channel(opened, _no_deliveries)
+    channel = connection.open_channel(opened, _no_deliveries, max_body_bytes=0)
     channel.add_on_close_callback(closed)
     return channel
 

@@ -146,7 +146,7 @@ class _Run:
                 self._publish_line(publisher, line)
             return
         try:
-            payload = Path(source[1:]).read_bytes() if source.startswith("@") else source.encode("utf-8")
+            payload = _start_of(Path(source[1:])) if source.startswith("@") else source.encode("utf-8")
         except (OSError, UnicodeEncodeError) as error:
             raise click.BadParameter(f"can't be read: {getattr(error, 'strerror', None) or error}", param_hint=source[:80]) from None
         if (reason := why_no_event(self._topic.routing_key, payload, self._max_payload)) is not None:
@@ -179,6 +179,12 @@ def why_no_event(routing_key: str, payload: bytes, most: int) -> str | None:
     except BadDelivery as error:
         return str(error)
     return f"has {len(payload)} bytes, and the daemon skips events of more than {most} bytes" if len(payload) > most else None
+
+
+def _start_of(path: Path) -> bytes:
+    """Return the content of the file, cut after one byte more than the limit."""
+    with path.open("rb") as file:
+        return file.read(LINE_BYTES + 1)
 
 
 def _lines(stream: BinaryIO) -> Iterator[bytes]:

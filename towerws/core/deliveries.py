@@ -21,7 +21,7 @@ import json
 import re
 from dataclasses import dataclass
 from hashlib import blake2b, scrypt
-from typing import NamedTuple, TypeGuard
+from typing import NamedTuple, Self, TypeGuard
 
 BEFORE = ".b"
 """The end of a position that means: just before this delivery."""
@@ -78,6 +78,20 @@ class Delivery:
         elif not epoch:
             return ""
         return f"{self.offset}-{epoch}"
+
+
+class OversizedBody(bytes):
+    """Stands for the body of a message that is larger than its reader accepts. The source keeps nothing of such a body.
+
+    `len` is the size of that body, so each check of a size refuses it. Its own bytes are that number in decimal: no payload, and no marker.
+    """
+
+    def __new__(cls, size: int) -> Self:
+        """`size` is the size of the body in bytes."""
+        return super().__new__(cls, b"%d" % size)
+
+    def __len__(self) -> int:
+        return int(self)
 
 
 MARKER_TOPIC = "towerws.marker"

@@ -61,7 +61,7 @@ class Ingest:
     ) -> None:
         self._history = history
         self._hub = hub
-        self._max_payload_bytes = max_payload_bytes
+        self.max_payload_bytes = max_payload_bytes
         self._clock = clock
         self._wall_clock = wall_clock
         self._report = report
@@ -147,7 +147,7 @@ class Ingest:
         if (now := self._now) is None:
             now = self._now = self._clock()
         history = self._history
-        if routing_key not in history.topics or len(body) > self._max_payload_bytes or not is_plain_object(body):
+        if routing_key not in history.topics or len(body) > self.max_payload_bytes or not is_plain_object(body):
             try:
                 self.check(routing_key, body)
             except BadDelivery as bad:
@@ -388,8 +388,8 @@ class Ingest:
             raise BadDelivery("withheld", f"{routing_key} is never forwarded")
         if not is_routing_key(routing_key):
             raise BadDelivery("routing_key", f"routing key {_shown(routing_key)} is not group.event")
-        if len(body) > self._max_payload_bytes:
-            raise BadDelivery("too_large", f"{len(body)} bytes on {routing_key}: more than max_payload_bytes = {self._max_payload_bytes}")
+        if len(body) > self.max_payload_bytes:
+            raise BadDelivery("too_large", f"{len(body)} bytes on {routing_key}: more than max_payload_bytes = {self.max_payload_bytes}")
         check_payload(routing_key, body)
 
     def _skip(self, bad: BadDelivery, now: float) -> None:

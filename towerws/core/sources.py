@@ -66,6 +66,9 @@ class Sink(Protocol):
     and, after a loss, `gap`.
     """
 
+    max_payload_bytes: int
+    """The sink refuses a larger message. So the source may pass an `OversizedBody` for it."""
+
     on_position_asked: Callable[[], None]
     """Set by the source. Called when a client waits for the verdict on a position: the source should send a marker soon."""
 
