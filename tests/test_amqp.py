@@ -1437,6 +1437,21 @@ class TestDeliveries:
         assert rig.source.counters["sink_errors"] == 1
         assert [event["log_failure"].type for event in events if "log_failure" in event] == [RuntimeError]
 
+    def test_a_sink_that_raises_while_an_earlier_batch_is_written_holds_nothing_up(self) -> None:
+        """Reading goes on then, too. The end of the earlier batch changes nothing."""
+        rig = SourceRig().consuming()
+        peer, rig.sink.holding = rig.broker.peer, True
+        peer.deliver(b"{}", rig.next)
+        rig.settle()
+        paused = [peer.transport.paused]
+        rig.sink.broken_batches = True
+        peer.deliver(b"{}", rig.next + 1)  # with TLS bytes may come after the pause
+        rig.settle()
+        paused.append(peer.transport.paused)
+        rig.sink.writing[0](1000)
+        paused.append(peer.transport.paused)
+        assert paused == [True, False, False]
+
     def test_acks_go_in_batches(self) -> None:
         """128 deliveries are acknowledged at once, fewer after 50 ms, and no timer runs when none is open."""
         rig = SourceRig().consuming()

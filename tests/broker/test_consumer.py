@@ -6,6 +6,7 @@ import tracemalloc
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import pytest
 from pika import frame, spec
 from twisted.internet.protocol import Factory
 from twisted.internet.task import Clock
@@ -14,11 +15,11 @@ from tests.kit.fake_amqp import FakeBroker, RecordingSink
 from tests.kit.fakes import FakePeer
 from tests.kit.rows import each_row
 from towerws.broker.connection import BrokerConnection
-from towerws.broker.consumer import Consumer, Scout
+from towerws.broker.consumer import BATCH_DELIVERIES, Consumer, Scout
 from towerws.broker.failures import ConnectionFailure
 from towerws.broker.reader import ReadProgress
 from towerws.broker.topology import Mode
-from towerws.core.batch import PART_BYTES
+from towerws.core.batch import PART_BYTES, WRITE_BYTES
 from towerws.core.errors import BadDelivery
 from towerws.core.history import History
 from towerws.core.hub import Hub
@@ -204,4 +205,32 @@ def test_a_body_above_the_limit_is_not_kept() -> None:
     rig.peer.deliver(b'{"n":1}', 1)
     rig.broker.settle()
     assert client.take() == [b'{"n":1}']
+    rig.connection.abort()
+
+
+@each_row("deliveries", [BATCH_DELIVERIES, BATCH_DELIVERIES + 1, 2 * BATCH_DELIVERIES, 3 * BATCH_DELIVERIES + 1])
+def test_the_connection_pauses_until_all_batches_of_a_read_are_written(deliveries: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A read may have several batches. Each one makes the hub write the rest of the one before, and that does not resume the connection.
+
+    The size of the next read follows from the bytes of all of them.
+    """
+    rig = StreamRig(part_bytes=WRITE_BYTES, prefetch=65535)
+    resume, resumed = rig.connection.resume, []
+
+    def note(written: int) -> None:
+        resumed.append((written, rig.peer.transport.paused))
+        resume(written)
+
+    monkeypatch.setattr(rig.connection, "resume", note)
+    clients = [rig.join("jobs.x") for _ in range(3)]
+    for offset in range(deliveries):
+        rig.peer.deliver(b'{"n":%d}' % offset, offset, channel=1)
+    rig.read()
+    batches = -(-deliveries // BATCH_DELIVERIES)
+    assert [len(client.writes) for client in clients] == [batches, batches - 1, batches - 1]
+    assert resumed == []
+    rig.clock.advance(0)
+    assert resumed == [(rig.hub.counters.bytes_out, True)]
+    assert not rig.peer.transport.paused
+    assert [len(client.take()) for client in clients] == [deliveries] * 3
     rig.connection.abort()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import Any, Final, Protocol
 
 from pika.channel import Channel
@@ -83,7 +84,9 @@ class Consumer:
         self._unacked = 0
         self._batch_size = 0
         self._published: PublishedAt | None = None  # of the batch's first message
-        self._writing = False  # the last batch is still being written to clients
+        self._batches = 0  # so many batches have ended
+        self._writing = False  # the last of them is still being written to clients
+        self._written_bytes = 0  # were written since the connection was last resumed
         # A message that was published straight to a stream or queue has its name as routing key.
         self._marker_keys = frozenset({MARKER_TOPIC, settings.stream})
         self._passive = settings.passive
@@ -222,17 +225,22 @@ class Consumer:
 
     def _end_batch(self) -> None:
         self._batch_size = 0
+        self._batches += 1
         self._writing = True
         published, self._published = self._published, None
         try:
-            self._progress.sink.end_batch(self._written, published)
+            self._progress.sink.end_batch(partial(self._written, self._batches), published)
         except Exception:  # noqa: BLE001 - as in _deliver
-            self._writing = False
+            self._written(self._batches, 0)
             self._sink_failed()
 
-    def _written(self, size: int) -> None:
-        self._writing = False
-        self._connection.resume(size)
+    def _written(self, batch: int, size: int) -> None:
+        """A batch is written. It is an earlier one if the sink wrote its rest because of the last one."""
+        self._written_bytes += size
+        if batch == self._batches:
+            self._writing = False
+            written, self._written_bytes = self._written_bytes, 0
+            self._connection.resume(written)
 
     def _sink_failed(self) -> None:
         self._progress.sink_errors += 1
