@@ -291,6 +291,51 @@ def test_an_internal_error_changes_nothing(daemon: Daemon, monkeypatch: pytest.M
     assert daemon.told == ["reloading", "reloaded"]
 
 
+def test_an_internal_error_in_the_warnings_changes_nothing(daemon: Daemon, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The warnings about the new settings are made before these are in force."""
+
+    def broken(loaded: object) -> None:
+        raise RuntimeError("ours")
+
+    monkeypatch.setattr("towerws.reload.exposure", broken)
+    _, line = daemon.reload("[limits]\nper_user = 5")
+    assert line == "SIGHUP: not reloaded: an internal error, RuntimeError; the settings from before stay in force"
+    assert daemon.service.websockets.connection_limits.limits.per_user == 1000
+    monkeypatch.undo()
+    assert daemon.reload() == ["SIGHUP: reloaded: limits.per_user"]
+
+
+@each_row("where", ["context.reload", "websockets.reload", "log level"])
+def test_an_internal_error_after_the_settings_were_replaced(daemon: Daemon, monkeypatch: pytest.MonkeyPatch, where: str) -> None:
+    """The log and `/status` don't say that the settings from before are in force. The next reload compares with the new ones."""
+    service = daemon.service
+    daemon.reload("[limits]\nper_user = 1000")
+    failed, done = service.reloads.failed, service.reloads.done
+
+    def broken(*_: object) -> None:
+        raise RuntimeError("ours")
+
+    owner, name = {
+        "context.reload": (service.context, "reload"),
+        "websockets.reload": (service.websockets, "reload"),
+        "log level": (daemon.reloader, "_set_log_level"),
+    }[where]
+    monkeypatch.setattr(owner, name, broken)
+    service.reloads.at = 0
+    first, second = daemon.reload("[limits]\nper_user = 5")
+    assert first == "SIGHUP: the reload failed unexpectedly"
+    assert second == (
+        "SIGHUP: reloaded in part: an internal error, RuntimeError; the new settings began to replace the old ones: restart the daemon"
+    )
+    assert service._settings.limits.per_user == 5
+    figures = service.reloads.figures()
+    assert (figures["failed"], figures["done"], figures["at"]) == (failed + 1, done, WALL)
+    assert figures["last_failure"] == "reloaded in part: an internal error, RuntimeError"
+    assert daemon.told[-2:] == ["reloading", "reloaded"]
+    monkeypatch.undo()
+    assert daemon.reload() == ["SIGHUP: reloaded: nothing has changed"]
+
+
 def test_the_figures_are_json(daemon: Daemon) -> None:
     """`/status` has them before any reload, too."""
     figures = json.loads(json.dumps(daemon.service.reloads.figures()))

@@ -7,9 +7,9 @@ again     | logs it, again    | -                   | -                  | reads
 
 `merge` decides which of the new settings can be put in force, and which need a restart.
 
-The reload first makes everything that can fail: methods of authentication, keys, certificates. Only then the new settings replace the old
-ones, in one step. So a bad file changes nothing. Afterwards each session is reviewed: it gives up topics that the groups no longer allow.
-Each iteration of the reactor reviews a few sessions.
+The reload first makes everything that can fail: methods of authentication, keys, certificates, warnings. Only then the new settings
+replace the old ones, in one step. So a bad file changes nothing. If that step fails by an error of our own, the log says so. Afterwards
+each session is reviewed: it gives up topics that the groups no longer allow. Each iteration of the reactor reviews a few sessions.
 """
 
 from __future__ import annotations
@@ -105,7 +105,7 @@ class Reloader:
             self._begin(by)
 
     def _begin(self, by: str) -> None:
-        self._running = True
+        self._running, before = True, self._loaded
         if self._manager is not None:
             self._manager.reloading()
         try:
@@ -114,19 +114,24 @@ class Reloader:
             self._failed(by, str(error))
         except Exception as error:  # noqa: BLE001 - whatever failed, the daemon serves on
             self._log.failure("{by}: the reload failed unexpectedly", by=by)
-            self._failed(by, f"an internal error, {type(error).__name__}")
+            reason = f"an internal error, {type(error).__name__}"
+            if self._loaded is before:
+                self._failed(by, reason)
+            else:
+                self._failed_in_part(by, reason)
 
     def _reload(self, by: str) -> None:
         before = self._loaded
         merged = merge(before, self._load())
         settings = merged.loaded.settings
+        warnings = (*exposure(merged.loaded), *too_few_descriptors(merged.loaded))
         put_in_force, files = self._service.prepare(settings)
-        reviewed = put_in_force()
-        self._loaded = merged.loaded
+        reloads = self._service.reloads
+        self._loaded, reloads.at = merged.loaded, self._wall()
+        reviewed = put_in_force().addErrback(self._not_reviewed)
         if not (quieter := _LEVELS.index(settings.log_level) > _LEVELS.index(before.settings.log_level)):
             self._set_log_level(settings.log_level)
-        reloads = self._service.reloads
-        reloads.at, reloads.failure = self._wall(), None
+        reloads.failure = None
         reloads.done += 1
         changed = ", ".join((*merged.changed, *files)) or "nothing has changed"
         self._log.info("{by}: reloaded: {changed}", by=by, changed=changed)
@@ -134,18 +139,26 @@ class Reloader:
             self._set_log_level(settings.log_level)
         for sentence in merged.restart:
             self._log.warn("{by}: {sentence}", by=by, sentence=sentence)
-        warnings = (*exposure(merged.loaded), *too_few_descriptors(merged.loaded))
         for sentence in warnings:
             if sentence not in self._service.warnings:
                 self._log.warn("{sentence}", sentence=sentence)
         self._service.warnings = warnings
-        reviewed.addErrback(self._not_reviewed).addCallback(lambda _: self._end(by))
+        reviewed.addCallback(lambda _: self._end(by))
 
     def _failed(self, by: str, reason: str) -> None:
+        self._log.error("{by}: not reloaded: {reason}; the settings from before stay in force", by=by, reason=reason)
+        self._end_failed(by, reason)
+
+    def _failed_in_part(self, by: str, reason: str) -> None:
+        self._log.error(
+            "{by}: reloaded in part: {reason}; the new settings began to replace the old ones: restart the daemon", by=by, reason=reason
+        )
+        self._end_failed(by, f"reloaded in part: {reason}")
+
+    def _end_failed(self, by: str, reason: str) -> None:
         reloads = self._service.reloads
         reloads.failed += 1
         reloads.failure = reason
-        self._log.error("{by}: not reloaded: {reason}; the settings from before stay in force", by=by, reason=reason)
         self._end(by)
 
     def _not_reviewed(self, failure: Failure) -> None:

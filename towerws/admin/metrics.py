@@ -156,7 +156,7 @@ ENTRIES = (
     Entry("towerws_reactor_lag_seconds", _H, "How late the event loop ran a timer, four samples a second.", _one("process.reactor_lag_s")),
     Entry("towerws_reactor_delayed_calls", _G, "Timers of the event loop.", _one("process.delayed_calls")),
     Entry("towerws_reloads_total", _C, "Reloads by SIGHUP.", _several({"done": "reloads.done", "failed": "reloads.failed"}), ("result",)),
-    Entry("towerws_last_reload_successful", _G, "0 while the last reload has failed and older settings are in force.", _reload_successful),
+    Entry("towerws_last_reload_successful", _G, "0 while the last reload has failed: the log says what is in force.", _reload_successful),
     Entry(
         "towerws_last_reload_timestamp_seconds",
         _G,
