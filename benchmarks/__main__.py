@@ -1,4 +1,4 @@
-"""`python -m benchmarks [--size N] [--scenario NAME]… [--json FILE]`: measures, and prints a table. Exit status 3 if a limit was missed."""
+"""`script/bench [--size N] [--scenario NAME]… [--json FILE]`: measures, and prints a table. Exit status 3 if a limit was missed."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ EXIT_MISSED = 3  # 1 is Python's, for a scenario that did not do its work
 
 def main() -> int:
     """Run the chosen scenarios."""
-    parser = argparse.ArgumentParser(description="Measure towerws. docs/performance.md says what each scenario does.")
+    parser = argparse.ArgumentParser(prog="script/bench", description="Measure towerws. docs/performance.md says what each scenario does.")
     parser.add_argument("--size", type=float, default=1.0, help="1: the full run. 0.1: under two minutes. 0.01: only shows that it works")
     parser.add_argument("--scenario", action="append", choices=SCENARIOS, help="only this one; may be repeated")
     parser.add_argument("--json", type=Path, help="write the figures there too")

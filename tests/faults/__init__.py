@@ -1,1 +1,1 @@
-"""Fault tests: `python -m tests.faults` runs named scenarios against real brokers, daemons and clients (`make stress`)."""
+"""Fault tests: `script/stress` runs named scenarios against real brokers, daemons and clients (`make stress`)."""

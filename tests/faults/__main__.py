@@ -1,4 +1,4 @@
-"""`python -m tests.faults [--only NAME,…] [--seed N] [--repeat N] [--broker 3|4] [--lanes N] [--list]`: run scenarios, print a table.
+"""`script/stress [--only NAME,…] [--seed N] [--repeat N] [--broker 3|4] [--lanes N] [--list]`: run scenarios, print a table.
 
 Exit status: 0 if every promise held, 3 if one broke or a scenario failed, 4 if a requested part is missing on this machine.
 """
@@ -189,7 +189,7 @@ def markdown(results: Sequence[Result], seed: int, version: int) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the selected scenarios."""
-    parser = argparse.ArgumentParser(prog="python -m tests.faults", description="Break brokers, links, daemons and clients, and count.")
+    parser = argparse.ArgumentParser(prog="script/stress", description="Break brokers, links, daemons and clients, and count.")
     parser.add_argument("--list", action="store_true", help="show the scenarios, and end")
     parser.add_argument("--only", action="append", default=[], metavar="NAME[,NAME]", help="only these; * and ? are wildcards")
     parser.add_argument("--seed", type=int, default=time.time_ns() % 1_000_000, help="repeat the choices of an earlier run")

@@ -374,12 +374,13 @@ class Case:
         outcome.notes += tally.examples[:5]
 
     def _look_for_leaks(self, outcome: Outcome) -> None:
-        """After all clients have left, a daemon has no connection, no topic, and no more descriptors than before."""
+        """After all clients have left, a daemon has no connection, no topic, no subscription, and no more descriptors than before."""
         for swarm in self._swarms.values():
             swarm.leave()
         for daemon in self._daemons:
             with suppress(OSError):
-                self.wait_until(lambda daemon=daemon: is_empty(daemon), "the daemon has let go of its clients", 60)  # type: ignore[misc]
+                what = "the daemon has no connection, no topic and no subscription"
+                self.wait_until(lambda daemon=daemon: is_empty(daemon), what, 60)  # type: ignore[misc]
                 before = self._descriptors[daemon.port]
                 # Connections to the API are kept for a while. A restarted daemon has other descriptors.
                 with suppress(AssertionError):
@@ -400,9 +401,9 @@ def descriptors(daemon: Daemon) -> int:
 
 
 def is_empty(daemon: Daemon) -> bool:
-    """Whether the daemon has no connection left."""
+    """Whether the daemon has no connection, no topic and no subscription left."""
     status, answer = daemon.get("/status")
-    return status == 200 and present(answer) == 0
+    return status == 200 and present(answer) == answer["hub"]["topics"] == answer["hub"]["subscriptions"] == 0
 
 
 def present(status: dict[str, Any]) -> int:

@@ -1,4 +1,4 @@
-"""`python -m tests.faults.soak [--hours N | --minutes N] [--broker 3|4] [--seed N]`: one daemon for long, and what grows.
+"""`script/soak [--hours N | --minutes N] [--broker 3|4] [--seed N]`: one daemon for long, and what grows.
 
 1,000 clients of both dialects come and go, get pings, subscribe again and have their credentials checked again. Events come
 steadily. A plan made from the seed replaces the daemon's process, restarts the broker, and disturbs links and clients. The sampler
@@ -265,7 +265,7 @@ def say(newest: Sample) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run, print the table, and write the report, the samples and the plot."""
-    parser = argparse.ArgumentParser(prog="python -m tests.faults.soak", description="One daemon for long, with faults: what grows?")
+    parser = argparse.ArgumentParser(prog="script/soak", description="One daemon for long, with faults: what grows?")
     length = parser.add_mutually_exclusive_group()
     length.add_argument("--hours", type=float, default=1, help="how long (default 1)")
     length.add_argument("--minutes", type=float, help="how long instead")

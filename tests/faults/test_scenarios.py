@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 
+import benchmarks.__main__ as benchmarks
+from tests.faults import soak
 from tests.faults.__main__ import Plan, Result, choose, load, main, markdown, plain_table
 from tests.faults.case import Brokers, Case
 from tests.faults.judge import Tally
 from tests.faults.scenario import Outcome
+from tests.kit.rows import each_row
 
 SHORT = [name for name, scenario in load().items() if scenario.short]
 
@@ -31,6 +36,21 @@ def test_every_scenario_says_what_it_shows() -> None:
         assert "Promise:" in scenario.text, scenario.name
         assert "Injected:" in scenario.text, scenario.name
         assert "Counted:" in scenario.text, scenario.name
+
+
+@each_row(
+    ("run", "script"),
+    [(main, "script/stress"), (soak.main, "script/soak"), (benchmarks.main, "script/bench")],
+    ids=["stress", "soak", "bench"],
+)
+def test_the_usage_names_the_form_that_works(
+    run: Callable[[], object], script: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The script sets the path of the modules that start a broker. `python -m` alone does not find them."""
+    monkeypatch.setattr(sys, "argv", ["", "--help"])
+    with pytest.raises(SystemExit):
+        run()
+    assert capsys.readouterr().out.startswith(f"usage: {script} ")
 
 
 def test_list_and_globs(capsys: pytest.CaptureFixture[str]) -> None:

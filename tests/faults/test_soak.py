@@ -122,7 +122,7 @@ def test_a_length_that_makes_no_sense(arguments: list[str], capsys: pytest.Captu
     with pytest.raises(SystemExit) as ended:
         main(arguments)
     assert ended.value.code == 2
-    assert capsys.readouterr().err.splitlines()[-1].startswith("python -m tests.faults.soak: error:")
+    assert capsys.readouterr().err.splitlines()[-1].startswith("script/soak: error:")
 
 
 @pytest.mark.timeout(600)  # the run waits for each step

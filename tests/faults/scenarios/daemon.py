@@ -129,7 +129,7 @@ def daemon_stopped(case: Case, seconds: int) -> Outcome:
 def daemon_lag(case: Case) -> Outcome:
     """Promise: a daemon that lags by a minute loses nothing, and its memory is bounded.
 
-    Injected: the link carries 100 KB per second for 60 s while 250 KB per second are published, and history holds 8 MiB. Counted: events
+    Injected: the link carries 100 KB per second for 60 s while 210 KB per second are published, and history holds 8 MiB. Counted: events
     of clients that stay. The daemon's memory grows by at most 96 MiB.
     """
     proxy, daemon, publisher = case.proxied(size=1000, flags=("--history-max-bytes=8MiB",))
@@ -140,7 +140,7 @@ def daemon_lag(case: Case) -> Outcome:
     proxy.heal()
     grown = (max(worst, daemon.rss_kib()) - before) // MIB_KIB
     broken = [f"memory grew by {grown} MiB"] if grown > 96 else []
-    return case.finish("link of 100 KB/s for 60 s, 220 KB/s published", broken=broken, notes=[f"memory grew by {grown} MiB"], settle_s=90)
+    return case.finish("link of 100 KB/s for 60 s, 210 KB/s published", broken=broken, notes=[f"memory grew by {grown} MiB"], settle_s=90)
 
 
 def _worst_rss(case: Case, daemon: Daemon, seconds: int) -> int:
