@@ -14,6 +14,7 @@ from twisted.internet.task import Clock
 from tests.kit.fake_amqp import FakeBroker, RecordingSink
 from tests.kit.fakes import FakePeer
 from tests.kit.rows import each_row
+from towerws.broker import connection
 from towerws.broker.connection import BrokerConnection
 from towerws.broker.consumer import BATCH_DELIVERIES, Consumer, Scout
 from towerws.broker.failures import ConnectionFailure
@@ -23,7 +24,7 @@ from towerws.core.batch import PART_BYTES, WRITE_BYTES
 from towerws.core.errors import BadDelivery
 from towerws.core.history import History
 from towerws.core.hub import Hub
-from towerws.core.ingest import Ingest
+from towerws.core.ingest import BATCH_BYTES, Ingest
 from towerws.core.requests import Request
 from towerws.core.settings import BrokerSettings, BrokerUrl, Secret
 from towerws.core.wire import TOWER
@@ -233,4 +234,21 @@ def test_the_connection_pauses_until_all_batches_of_a_read_are_written(deliverie
     assert resumed == [(rig.hub.counters.bytes_out, True)]
     assert not rig.peer.transport.paused
     assert [len(client.take()) for client in clients] == [deliveries] * 3
+    rig.connection.abort()
+
+
+def test_a_large_event_is_written_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A payload above `BATCH_BYTES` is flushed before the read ends. The end of the read does not write the rest of it at once."""
+    rig = StreamRig(part_bytes=WRITE_BYTES)
+    clients = [rig.join("jobs.x") for _ in range(3)]
+    body = b'{"a": "%b"}' % (b"x" * BATCH_BYTES)
+    rig.peer.deliver(body, 0, channel=1)
+    monkeypatch.setattr(connection, "_LONGEST_FRAME", 2 * BATCH_BYTES)  # the broker in memory sends each body in one frame
+    rig.read()
+    assert [len(client.writes) for client in clients] == [1, 0, 0]
+    paused = [rig.peer.transport.paused]
+    rig.clock.advance(0)
+    assert [client.take() for client in clients] == [[body]] * 3
+    paused.append(rig.peer.transport.paused)
+    assert paused == [True, False]
     rig.connection.abort()

@@ -185,6 +185,33 @@ def test_a_batch_does_not_overtake_the_one_before() -> None:
     assert parts.written == ["first", "second"]
 
 
+def test_an_empty_batch_leaves_the_rest_of_the_one_before() -> None:
+    """It has nothing that could overtake. Its end is told after the rest, in the order of the batches."""
+    parts = HubInParts(1)
+    peers = [parts.join("a.1")[1] for _ in range(3)]
+    first = parts.send("a.1", name="first")
+    parts.send("b.1", name="nobody's")
+    parts.send(name="empty")
+    assert (got(*peers), parts.written) == ([1, 0, 0], [])
+    parts.part()
+    assert parts.written == []
+    while parts.waiting:
+        parts.part()
+    assert [peer.take() for peer in peers] == [first] * 3
+    assert parts.written == ["first", "nobody's", "empty"]
+    parts.send(name="late")
+    assert parts.written[3:] == ["late"]
+
+
+def test_a_flush_without_a_report_writes_the_rest() -> None:
+    """What follows it may change the log, so nothing of the batch may be left."""
+    parts = HubInParts(1)
+    peers = [parts.join("a.1")[1] for _ in range(3)]
+    parts.send("a.1")
+    parts.hub.flush()
+    assert (got(*peers), parts.written) == ([1, 1, 1], ["batch"])
+
+
 @each_row("since", [None, "1-q"])
 def test_a_request_between_two_parts(since: str | None) -> None:
     """The subscriber first gets its part of the batch, then its answer. Nothing of that batch comes after it."""

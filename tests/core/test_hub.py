@@ -733,14 +733,14 @@ class HubMachine(RuleBasedStateMachine):
             call()
         self.read_all()
 
-    @rule()
-    def flush(self) -> None:
+    @rule(end_of_read=st.booleans())
+    def flush(self, end_of_read: bool = False) -> None:
         """The batch ends: one write, of everything due, to each client that is live; none to any other."""
         if self.together:
             for client in self.clients:
                 client.due += [one for one in self.batch if one.topic in client.topics]
             self.batch.clear()
-            self.log.hub.flush()
+            self.log.hub.flush((lambda: None) if end_of_read else None)
             assert len(self.log.waiting) <= 1
             self.read_all()
             return

@@ -116,7 +116,7 @@ class Broadcast:
         self._part_bytes = part_bytes
         self._batches: list[Batch[Subscriber]] = []  # one for each dialect; the first may be partly written
         self._before: Delivery | None = None
-        self._on_written: Callable[[], None] | None = None
+        self._on_written: list[Callable[[], None]] = []
         self._scheduled = False
 
     def begin(self, batches: list[Batch[Subscriber]], before: Delivery, on_written: Callable[[], None] | None) -> None:
@@ -126,8 +126,16 @@ class Broadcast:
         is called once everything is written. If the first part is everything, that is before this method returns.
         """
         self.finish()
-        self._batches, self._before, self._on_written = batches, before, on_written
+        self._batches, self._before = batches, before
+        if on_written is not None:
+            self._on_written.append(on_written)
         self._write_part()
+
+    def when_written(self, on_written: Callable[[], None]) -> None:
+        """Call `on_written` once everything is written: now if nothing is left, else after the last part."""
+        self._on_written.append(on_written)
+        if not self._batches:
+            self._report_written()
 
     def finish(self) -> None:
         """Write everything that is left, now."""
@@ -203,6 +211,6 @@ class Broadcast:
         subscriber.peer.await_drain()
 
     def _report_written(self) -> None:
-        on_written, self._on_written = self._on_written, None
-        if on_written is not None:
-            on_written()
+        on_written, self._on_written = self._on_written, []
+        for each in on_written:
+            each()

@@ -203,9 +203,15 @@ class Hub:
         """End the batch: write to each live subscriber its deliveries, in the log's order.
 
         `on_written` is called once all is written. A large batch is written in several turns of the reactor, a small one before
-        this method returns. The next batch never overtakes: `flush` first writes the rest of the last one.
+        this method returns. The next batch never overtakes: the rest of this one is written before it.
+
+        After a flush without `on_written` nothing is left to write of any earlier batch. With it, an empty batch leaves that rest to the
+        next turns of the reactor. A large event is flushed before its read ends, and the end of the read must not write all the rest.
         """
         before, self._flushed = self._flushed, self.history.head
+        if on_written is not None and not self._batch:
+            self._broadcast.when_written(on_written)
+            return
         batches: list[Batch[Subscriber]] = []
         if self._batch:
             batches = [route(self._batch, by_topic, dialect) for dialect, by_topic in self._by_topic.items() if by_topic]

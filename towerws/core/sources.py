@@ -91,7 +91,7 @@ class Sink(Protocol):
         """Write the deliveries since the last call to the connections, as one batch. `published`: when its first one was published.
 
         `on_written` is called with the number of bytes written, at once or in a later turn of the reactor. Until then the source
-        should not read. A batch that comes earlier makes the sink write the rest of this one at once, which blocks the reactor.
+        should not read. An event that comes earlier makes the sink write the rest of this batch at once, which blocks the reactor.
         """
 
     def caught_up(self, *, replay: bool = False) -> None:
