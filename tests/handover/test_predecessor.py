@@ -98,7 +98,7 @@ class FakeDaemon:
         """Note it."""
         self.accepting.append(accepting)
 
-    def readopt(self, state: ConnectionState, descriptor: int) -> bool:
+    def readopt(self, state: ConnectionState, descriptor: int, frozen_at: float) -> bool:
         """The connection is here again."""
         os.fstat(descriptor)
         self.readopted.append(state)

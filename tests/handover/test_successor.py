@@ -1,15 +1,26 @@
 from __future__ import annotations
 
+import os
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from twisted.internet.task import Clock
 
+from tests.kit.ws_kit import Client, SlowMethod, edges
+from tests.websocket.test_movable import adopted
+from towerws.auth.transfer import pack_identity
+from towerws.core.handover_state import ConnectionState, state_to_json
 from towerws.core.history import History
 from towerws.core.hub import Hub
+from towerws.core.identity import Identity, Revocation
 from towerws.core.ingest import Ingest
-from towerws.handover.successor import REACH_S, Adopter
+from towerws.handover import successor as module
+from towerws.handover.ports import Inheritance
+from towerws.handover.predecessor import HandOverCounters
+from towerws.handover.successor import NO_DESCRIPTOR, REACH_S, Adopter, Successor
+from towerws.protocol import WebSocketConnection
+from towerws.websocket.movable import Adoption
 
 
 class ReadingProcess:
@@ -103,3 +114,48 @@ def test_why_a_place_is_not_here(successor: ReadingProcess) -> None:
     assert "does not hold the place" in (successor.adopter.why_unknown(position) or "")
     assert "does not hold the place" in (successor.adopter.why_unknown("") or "")
     assert successor.adopter.why_unknown(successor.history.head.position) is None
+
+
+def state(position: str, **more: Any) -> ConnectionState:
+    """What a connection brings along."""
+    fields = {"identity": {}, "address": "192.0.2.1", "subprotocol": "towerws.v1", "compressed": False, "topics": ()}
+    return ConnectionState(**{**fields, **more}, position=position)
+
+
+def test_batches_are_answered_in_their_order(successor: ReadingProcess, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The second batch could be adopted at once, as its place has been read. The predecessor tells the answers by their order."""
+    successor.read()
+    known = successor.history.head.position
+    told: list[dict[str, Any]] = []
+    process = Successor(Inheritance(2, 3, {}), successor.clock, HandOverCounters())
+    monkeypatch.setattr(process, "_channel", SimpleNamespace(tell=lambda kind, **content: told.append(content)))
+    monkeypatch.setattr(process, "_adopter", successor.adopter)
+    monkeypatch.setattr(successor.adopter, "adopt", lambda *_: NO_DESCRIPTOR)
+    process._received({"kind": "batch", "states": [state_to_json(state(f"9-{'b' * 8}"))] * 2}, [None, os.open(os.devnull, os.O_RDONLY)])
+    process._received({"kind": "batch", "states": [state_to_json(state(known))]}, [None])
+    assert told == []
+    successor.read(9)
+    assert told == [{"failed": {}, "missing": [0, 1]}, {"failed": {}, "missing": [0]}]
+
+
+def test_a_credential_that_is_revoked_on_the_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The connection ends, also in the process that takes it back. A user who was disconnected earlier and came back stays."""
+    with edges() as make:
+        edge = make(SlowMethod(), ping_s=3600)
+        clients: list[Client] = []
+
+        def adopt(reactor: object, factory: object, descriptor: int, adoption: Adoption) -> WebSocketConnection:
+            clients.append(adopted(edge, adoption))
+            return clients[-1].connection
+
+        monkeypatch.setattr(module, "adopt", adopt)
+        adopter = Adopter(edge.clock, edge.factory, ["tower"])
+        moved = state(edge.hub.position, identity=pack_identity(Identity(7, "tower", "s1")), topics=("chat.a",))
+        edge.advance(100)
+        edge.context.credential_monitor.disconnect(Revocation(user=7))
+        revoked_at = edge.clock.seconds()
+        edge.advance(1)
+        assert adopter.adopt(moved, -1, revoked_at - 1) is None
+        assert clients[0].close_code() == 1008
+        assert adopter.adopt(moved, -1, revoked_at + 0.5) is None
+        assert clients[1].close_code() is None

@@ -11,7 +11,7 @@ from towerws.admin.endpoint import Answer
 from towerws.config.load import load_all
 from towerws.service_manager import MOVING
 from towerws.workers.processes import MOVE_S, Processes, State, Worker
-from towerws.workers.site import ASK_S, LAST_KNOWN_S, ParentPorts
+from towerws.workers.site import ASK_S, END_S, LAST_KNOWN_S, ParentPorts
 from towerws.workers.worker import Membership
 
 SETTINGS = load_all({"broker": "amqp://localhost", "auth": "open", "listen": "tcp:8051:interface=127.0.0.1", "workers": "2"}, {}).settings
@@ -163,3 +163,14 @@ def test_a_scrape_during_a_hand_over_has_each_workers_series(parent: Parent) -> 
     parent.processes.noted(parent.first, {"MAINPID": "103"})
     parent.reactor.advance(0.1)
     assert 'worker="1"} 5.0' not in scrape(first_answers=False)
+
+
+def test_an_old_process_that_does_not_end(parent: Parent) -> None:
+    """The restart fails with a line that names the process."""
+    found: list[Any] = []
+    parent.ports.restart().addErrback(lambda failure: found.append(failure.value))
+    answer = {"pid": 201, "moved": 3, "seconds": 0.1, "closed": {}, "results": {"done": 1, "failed": 0}}
+    parent.answer(json.dumps(answer).encode(), 1)
+    parent.reactor.advance(parent.ports.drain_s + END_S + 1)
+    text = "worker 1: process 201 took over, but the old process 101 has not ended within 35 s; no worker was replaced before that"
+    assert [str(error) for error in found] == [text]

@@ -112,8 +112,11 @@ class Daemon(Protocol):
     def accept(self, accepting: bool) -> None:
         """Stop accepting clients, or begin again."""
 
-    def readopt(self, state: ConnectionState, descriptor: int) -> bool:
-        """Continue a connection that could not be sent. Return whether that succeeded. Never fails."""
+    def readopt(self, state: ConnectionState, descriptor: int, frozen_at: float) -> bool:
+        """Continue a connection that could not be sent. Return whether that succeeded. Never fails.
+
+        `frozen_at`: since when this process did not serve it, in monotonic seconds.
+        """
 
     def handed_over(self, pid: int) -> None:
         """Stop this process, because the process with this id is now the daemon."""
@@ -125,6 +128,7 @@ class _Frozen(NamedTuple):
     state: ConnectionState
     encoded: str
     descriptor: int
+    frozen_at: float
 
 
 class _Child(ProcessProtocol):
@@ -276,7 +280,7 @@ class HandOver:
                 unanswered.append(self._send(batch))
             except HandOverFailed:
                 for each in batch:
-                    self._daemon.readopt(each.state, each.descriptor)
+                    self._daemon.readopt(each.state, each.descriptor, each.frozen_at)
                     os.close(each.descriptor)
                 raise
         while unanswered:
@@ -297,7 +301,7 @@ class HandOver:
                     connection.thaw(state)
                     self._too_large.add(connection)
                     continue
-                batch.append(_Frozen(state, encoded, connection.release()))
+                batch.append(_Frozen(state, encoded, connection.release(), self._reactor.seconds()))
             except Exception:  # noqa: BLE001 - one connection must not stop the others
                 self._log.failure("a connection could not be handed over")
                 connection.transport.abortConnection()
@@ -319,7 +323,8 @@ class HandOver:
         def take_back(message: dict[str, Any]) -> dict[str, Any]:
             for number in message.get("missing", ()):
                 self.counters.moved -= 1
-                if not self._daemon.readopt(batch[number].state, batch[number].descriptor):
+                taken = batch[number]
+                if not self._daemon.readopt(taken.state, taken.descriptor, taken.frozen_at):
                     self.counters.closed["error"] += 1
             return message
 

@@ -225,10 +225,10 @@ class Restarts:
                 else:
                     reading.stopReading()
 
-    def readopt(self, state: ConnectionState, descriptor: int) -> bool:
+    def readopt(self, state: ConnectionState, descriptor: int, frozen_at: float) -> bool:
         """See `Daemon`."""
         try:
-            why = self._adopter.adopt(state, descriptor)
+            why = self._adopter.adopt(state, descriptor, frozen_at)
         except Exception:  # noqa: BLE001 - one connection must not stop the others
             self._log.failure("a connection that could not be sent is lost")
             return False

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import errno
 import os
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from typing import Any, Final
@@ -54,8 +54,6 @@ class Adopter:
         self._reactor = reactor
         self._websockets = websockets
         self._methods = frozenset(methods)
-        self.began_at: float | None = None
-        """When the hand-over began, in monotonic seconds. A credential that was revoked after that ends its connections."""
         self._wait_timed_out = False
 
     def reserve(self, connections: int) -> None:
@@ -98,16 +96,19 @@ class Adopter:
         cancel = ingest.wait_for_position(position, reached)
         timer = self._reactor.callLater(REACH_S, give_up)
 
-    def adopt(self, state: ConnectionState, descriptor: int) -> str | None:
-        """Continue a connection on a duplicate of the descriptor. Return why that failed, in a few words, or None."""
+    def adopt(self, state: ConnectionState, descriptor: int, since: float) -> str | None:
+        """Continue a connection on a duplicate of the descriptor. Return why that failed, in a few words, or None.
+
+        A credential that was revoked at `since` (monotonic seconds) or later ends the connection: it was on its way.
+        """
         context = self._websockets.context
         hub = context.hub
         try:
             identity = unpack_identity(state.identity)
             if identity.method not in self._methods:
                 return "its method of authentication is no longer configured"
-            since = self._find(state.position)
-            start = hub.flushed if since is None else since
+            place = self._find(state.position)
+            start = hub.flushed if place is None else place
             topics = dict.fromkeys(state.topics, start.seq)
             for topic, position in state.joined_later.items():
                 later = self._find(position)
@@ -120,9 +121,9 @@ class Adopter:
             return "error"
         limits = self._websockets.connection_limits
         limits.reserved = max(0, limits.reserved - 1)
-        if since is None and state.topics:
+        if place is None and state.topics:
             connection.lost_place(state.position)
-        if self.began_at is not None and context.credential_monitor.was_revoked(identity, self.began_at):
+        if context.credential_monitor.was_revoked(identity, since):
             connection.revoke()
         elif identity.user_id is not None and f"control.limit_reached_{identity.user_id}" in hub.history.topics:
             context.credential_monitor.recheck_user(str(identity.user_id))  # AWX's event may have arrived before this connection
@@ -153,6 +154,8 @@ class Successor:
         self._ready_checks = LoopingCall(self._check)
         self._ready_checks.clock = reactor
         self._reported_at = 0.0
+        self._began_at = 0.0
+        self._batches: deque[tuple[list[ConnectionState], list[int | None]]] = deque()
         self.began = False
         """Whether this process accepts clients: after the predecessor's `begin`."""
         self.serving = False
@@ -242,7 +245,7 @@ class Successor:
             if (why := adopter.why_unknown(position)) is not None:
                 self._channel.tell("failed", reason=why)
                 return
-            adopter.began_at = float(message["now"])
+            self._began_at = float(message["now"])
             self._counters.done, self._counters.failed = int(message["counters"]["done"]), int(message["counters"]["failed"])
             self.began = True
             adopter.reserve(int(message["connections"]))
@@ -252,28 +255,40 @@ class Successor:
         adopter.when_judged(position, answer)
 
     def _adopt_batch(self, message: Mapping[str, Any], descriptors: list[int | None]) -> None:
-        """Adopt the connections of a batch, and answer `adopted`. The predecessor keeps those for which there is no descriptor."""
+        """Adopt the connections of a batch after those of the batch before, as the predecessor matches answers by their order."""
+        self._batches.append(([state_from_json(each) for each in message["states"]], descriptors))
+        if len(self._batches) == 1:
+            self._adopt_next()
+
+    def _adopt_next(self) -> None:
         assert self._adopter is not None
-        adopter = self._adopter
-        states = [state_from_json(each) for each in message["states"]]
+        states, descriptors = self._batches[0]
 
-        def adopt_all() -> None:
-            failed: Counter[str] = Counter()
-            missing: list[int] = []
-            for number, (state, descriptor) in enumerate(zip(states, descriptors, strict=True)):
-                why = NO_DESCRIPTOR if descriptor is None else adopter.adopt(state, descriptor)
-                if why == NO_DESCRIPTOR:
-                    missing.append(number)
-                elif why is not None:
-                    failed[why] += 1
-                if descriptor is not None:
-                    os.close(descriptor)
-            if missing:
-                self._log.warn("hand-over: {count} connections can't be taken: {why}", count=len(missing), why=NO_DESCRIPTOR)
-            if self._channel is not None:
-                self._channel.tell("adopted", failed=failed, missing=missing)
+        def reached() -> None:
+            self._adopt(states, descriptors)
+            self._batches.popleft()
+            if self._batches:
+                self._adopt_next()
 
-        adopter.when_reached(states, adopt_all)
+        self._adopter.when_reached(states, reached)
+
+    def _adopt(self, states: list[ConnectionState], descriptors: list[int | None]) -> None:
+        """Adopt these connections, and answer `adopted`. The predecessor keeps those for which there is no descriptor."""
+        assert self._adopter is not None
+        failed: Counter[str] = Counter()
+        missing: list[int] = []
+        for number, (state, descriptor) in enumerate(zip(states, descriptors, strict=True)):
+            why = NO_DESCRIPTOR if descriptor is None else self._adopter.adopt(state, descriptor, self._began_at)
+            if why == NO_DESCRIPTOR:
+                missing.append(number)
+            elif why is not None:
+                failed[why] += 1
+            if descriptor is not None:
+                os.close(descriptor)
+        if missing:
+            self._log.warn("hand-over: {count} connections can't be taken: {why}", count=len(missing), why=NO_DESCRIPTOR)
+        if self._channel is not None:
+            self._channel.tell("adopted", failed=failed, missing=missing)
 
     def _done(self, message: Mapping[str, Any]) -> None:
         assert self._channel is not None

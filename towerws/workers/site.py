@@ -28,7 +28,7 @@ from functools import wraps
 from math import inf
 from typing import Any, Final, NamedTuple, cast
 
-from twisted.internet.defer import Deferred, DeferredList
+from twisted.internet.defer import Deferred, DeferredList, TimeoutError  # noqa: A004 - Twisted's own
 from twisted.internet.task import deferLater
 from twisted.logger import Logger
 from twisted.python.failure import Failure
@@ -368,7 +368,7 @@ class ParentPorts:
                 replaced.append({"worker": worker.number, **{name: figures[name] for name in ("pid", "moved", "seconds")}})
         except TowerwsError as error:
             done = ", ".join(str(each["worker"]) for each in replaced)
-            text = f"{error}; {f'replaced before that: worker {done}' if done else 'no worker was replaced'}"
+            text = f"{error}; {f'replaced before that: worker {done}' if done else 'no worker was replaced before that'}"
             self._log.error("restart failed: {reason}", reason=text)
             raise RestartFailed(text) from None
         finally:
@@ -405,7 +405,8 @@ class ParentPorts:
         try:
             await self._processes.when_left(worker, old).addTimeout(end_s, self._reactor)
         except TimeoutError:
-            raise RestartFailed(f"worker {worker.number}: its old process {old} has not ended within {end_s:g} s") from None
+            text = f"worker {worker.number}: process {found['pid']} took over, but the old process {old} has not ended within {end_s:g} s"
+            raise RestartFailed(text) from None
         return found
 
 
