@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import errno
 import json
 import re
+import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from html.parser import HTMLParser
@@ -526,6 +528,25 @@ def test_own_name_elsewhere(admin: Admin) -> None:
     """On other addresses than loopback, and on a UNIX socket, the port answers to any name."""
     assert admin.ask("GET", "/status", Host="tower.example.com", at=IPv6Address("TCP", "2001:db8::1", 9051)).status == 200
     assert admin.ask("GET", "/status", Host="tower.example.com", at=UNIXAddress(b"/run/towerws")).status == 200
+
+
+# bodies
+
+
+@pytest.mark.parametrize("chunked", [False, True])
+def test_a_body_takes_no_descriptor(admin: Admin, chunked: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The body is in memory only: a temporary file would need a descriptor, which a full daemon lacks, and a folder."""
+
+    def no_file(*_: object, **__: object) -> None:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    monkeypatch.setattr(tempfile, "TemporaryFile", no_file)
+    body = b'{"topic": "job_events.42", "payload": {"a": "' + b"y" * (LIMIT - 10) + b'"}}'
+    length, sent = b"Content-Length: %d" % len(body), body
+    if chunked:
+        length, sent = b"Transfer-Encoding: chunked", b"%x\r\n%s\r\n0\r\n\r\n" % (len(body), body)
+    raw = admin.raw(b"POST /publish HTTP/1.1\r\nHost: localhost\r\n" + length + b"\r\n\r\n" + sent)
+    assert Reply(raw).status == 202
 
 
 # bodies that are too long

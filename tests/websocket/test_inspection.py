@@ -194,6 +194,21 @@ def test_every_rule_in_order(make: Edges) -> None:
     assert (found["passes"], found["rule"]) == (True, "the event was written to the connection")
 
 
+@each_row("topics", [[42], [42, 43]], make=edges)
+def test_a_client_that_resumed_and_has_the_event(make: Edges, topics: list[int]) -> None:
+    """Its place is after the newest event, as that of a client that subscribed later. Nobody says that it gets nothing."""
+    edge = make()
+    client = edge.open(v1=True).ask({"job_events": [42]})
+    edge.publish("job_events.42", {"n": 1})
+    edge.advance(1)
+    position = client.take()[-1]["position"]
+    client.ask({"job_events": topics}, since=position)
+    edge.advance(1)
+    found = verdict(edge, user="")
+    assert (found["passes"], found["rule"]) == (True, "the next event is written to the connection")
+    assert "had it already" in found["text"]
+
+
 def test_behind(make: Edges) -> None:
     """A client that does not read is behind, and gets the event later."""
     edge = make(Refusing(), backlog_bytes=2000)

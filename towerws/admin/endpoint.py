@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
+from io import BytesIO
 from typing import Any, NamedTuple
 from urllib.parse import SplitResult, urlsplit
 
@@ -148,6 +149,10 @@ class BoundedRequest(Request):
 
     _received = 0
     _refused = False
+
+    def gotLength(self, length: int | None) -> None:
+        """Keep the body in memory. Twisted would open a temporary file for a long one, or one of unknown length: a descriptor."""
+        self.content = BytesIO()
 
     def handleContentChunk(self, data: bytes) -> None:
         """Keep a piece of the body. Above the limit, answer 413 once and keep nothing more."""
