@@ -142,6 +142,19 @@ def consume_starts(broker: FakeBroker) -> list[object]:
     return [method.arguments.get("x-stream-offset") for peer in broker.peers for method in peer.seen(spec.Basic.Consume)]
 
 
+def without_markers(refusal: str) -> SourceRig:
+    """Return a rig that consumes. Its daemon can't publish markers: it lacks the permission, or the broker is in an alarm."""
+    rig = SourceRig(silence_s=1000)
+    rig.side.may_publish = refusal != "permission"
+    if refusal == "alarm":
+        rig.side.confirm = lambda peer, _: peer.send(0, spec.Connection.Blocked("low on disk"))
+    rig.start()
+    rig.advance(6)
+    rig.write(b"0")
+    rig.until(lambda: rig.state() is SourceState.CONSUMING, within_s=30)
+    return rig
+
+
 def marked(daemon: str, *, before_s: int | None, machine: str = "") -> bytes:
     """Return a marker of another daemon, by default on this machine. Its daemon published the one before so many seconds ago."""
     return Marker(secrets.token_hex(8), daemon, None, machine or this_machine(), None if before_s is None else UPTIME_S - before_s).body
@@ -592,7 +605,7 @@ class TestResume:
         rig = SourceRig().consuming()
         (offset,) = rig.write(b"a")
         rig.stream.skip()
-        rig.stream.unreadable = offset + 1
+        rig.stream.unreadable = {offset + 1}
         rig.stream.write(b"b")
         rig.settle()
         rig.advance(30)
@@ -607,7 +620,7 @@ class TestResume:
         rig = SourceRig().consuming()
         rig.write(b"a")
         rig.broker.delete_stream()
-        rig.stream.unreadable = rig.next
+        rig.stream.unreadable = {rig.next}
         rig.stream.skip()
         rig.stream.write(b"b")
         rig.until(lambda: rig.stream.exists and rig.source.status().ready, within_s=120)
@@ -623,7 +636,7 @@ class TestResume:
         """A daemon that starts goes half as far back each time, until the broker serves it. At worst it begins with its own marker."""
         rig = SourceRig()
         rig.stream.skip()
-        rig.stream.unreadable = 0
+        rig.stream.unreadable = {0}
         rig.stream.write(b"1")
         rig.stream.young = young
         rig.start()
@@ -636,6 +649,111 @@ class TestResume:
         assert rig.sink.named("hole") == []
         assert rig.source.status().ready
         assert any("can't be read" in formatEvent(event) for event in events)
+
+    @each_row("refusal", ["permission", "alarm"])
+    @each_row("busy", [True, False])
+    def test_one_541_without_markers_passes(self, refusal: str, busy: bool) -> None:
+        """The stream is sound, and no marker can show it. The reader goes on, reads every event, and tells of no gap."""
+        rig = without_markers(refusal)
+        rig.write(b"a")
+        before = len(rig.sink.named("deliver"))
+        rig.broker.peer.send(0, spec.Connection.Close(541, "INTERNAL_ERROR", 0, 0))
+        rig.settle()
+        if busy:
+            for number in range(60):
+                rig.write(b"n%d" % number)
+                rig.advance(1)
+            assert len(rig.sink.named("deliver")) - before == 60
+        rig.until(lambda: rig.source.status().ready, within_s=30)
+        assert rig.sink.named("hole") == []
+        # Nothing new came. So a second 541 at the same place, much later, is no evidence either.
+        rig.broker.peer.send(0, spec.Connection.Close(541, "INTERNAL_ERROR", 0, 0))
+        rig.settle()
+        rig.write(b"last")
+        rig.until(lambda: rig.sink.named("deliver")[-1][2] == b"last", within_s=30)
+        assert rig.sink.named("hole") == []
+
+    def test_old_messages_are_no_evidence(self) -> None:
+        """A replica that catches up delivers old messages at its end. They don't show that it serves what was not read yet."""
+        rig = without_markers("permission")
+        (offset,) = rig.write(b"a")
+        rig.stream.skip()
+        rig.stream.unreadable = {offset + 1}
+        rig.stream.write(b"b")
+        rig.settle()
+        rig.until(lambda: consume_starts(rig.broker)[-1] == "next", within_s=10)
+        rig.settle()
+        rig.broker.peer.deliver(b"a", offset)
+        rig.settle()
+        assert consume_starts(rig.broker)[-1] == "next"
+        rig.advance(100)
+        assert rig.sink.named("hole") == []
+        assert not rig.source.status().ready
+
+    @each_row("entries", [{0}, {0, 1, 2}, {0, 4}, {0, 4, 5, 9}])
+    def test_entries_that_cannot_be_read_are_passed_over_without_markers(self, entries: set[int]) -> None:
+        """The first new message that a scout reads takes the marker's place. Each place is one gap. All other events come."""
+        rig = without_markers("permission")
+        (offset,) = rig.write(b"a")
+        rig.stream.unreadable = {offset + 1 + entry for entry in entries}
+        readable = []
+        for number in range(12):
+            if number in entries:
+                rig.stream.skip()
+            else:
+                readable.append(rig.stream.write(b"n%d" % number))
+        rig.settle()
+        for _ in range(200):
+            readable.extend(rig.write(b"later"))
+            rig.advance(1)
+        assert rig.sink.offsets[-len(readable) :] == readable
+        places = {entry for entry in entries if entry - 1 not in entries}
+        assert len(rig.sink.named("hole")) == len(places)
+        assert rig.source.status().ready
+
+    def test_an_entry_that_cannot_be_read_and_a_permission_that_comes_back(self) -> None:
+        """Nothing new comes, so nothing shows that the broker serves the rest. Then the daemon's marker shows it."""
+        rig = without_markers("permission")
+        (offset,) = rig.write(b"a")
+        rig.stream.skip()
+        rig.stream.unreadable = {offset + 1}
+        rig.stream.write(b"b")
+        rig.settle()
+        rig.advance(60)
+        assert rig.sink.named("hole") == []
+        rig.side.may_publish = True
+        rig.until(lambda: rig.source.status().ready, within_s=60)
+        assert len(rig.sink.named("hole")) == 1
+        assert rig.sink.named("deliver")[-1][2] == b"b"
+
+    def test_a_daemon_without_markers_starts_before_an_entry_that_cannot_be_read(self) -> None:
+        """Nothing was read yet. A new message shows that the broker serves the end. At worst history begins with it."""
+        rig = SourceRig()
+        rig.stream.skip()
+        rig.stream.unreadable = {0}
+        rig.stream.write(b"1")
+        rig.side.may_publish = False
+        rig.start()
+        written = []
+        for _ in range(150):
+            written += rig.write(b"later")
+            rig.advance(1)
+        assert rig.source.status().ready
+        assert rig.sink.offsets == written[-len(rig.sink.offsets) :]
+        assert len(rig.sink.offsets) > 80
+
+    def test_one_541_while_the_binding_is_missing(self) -> None:
+        """The user may write to the events exchange only, so its markers need the binding. The reader makes it again, and goes on."""
+        rig = SourceRig()
+        rig.side.confirm = lambda peer, publication: only_exchange(rig, peer, publication)
+        rig.consuming()
+        rig.write(b"a")
+        rig.stream.bound = False
+        rig.broker.peer.send(0, spec.Connection.Close(541, "INTERNAL_ERROR", 0, 0))
+        rig.settle()
+        rig.until(lambda: rig.source.status().ready and rig.stream.bound, within_s=30)
+        rig.advance(12)
+        assert len(set(rig.sink.named("hole_told"))) == 1, "the sink tells the same hole once"
 
 
 class TestJumps:

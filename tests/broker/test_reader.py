@@ -47,6 +47,11 @@ def test_an_entry_is_unreadable_with_evidence_only() -> None:
     assert entry.connection_ended(5)
     assert not entry.connection_ended(6), "another place: begin again"
     assert entry == UnreadableEntry(suspected=True, after=6)
+    entry.evidence, entry.skip = 9, 1
+    entry.goes_on_after(6)
+    assert entry == UnreadableEntry(suspected=True, after=6, evidence=9, skip=1)
+    entry.goes_on_after(7)
+    assert entry == UnreadableEntry(after=7), "what is behind the reader is not suspected any more"
 
 
 def test_the_distance_doubles() -> None:

@@ -295,7 +295,7 @@ class FakeStream:
     """The stream behind a broker, or behind several: entries with their offsets, and where each consumer begins.
 
     It begins as RabbitMQ does (3.10 and 4.0, by experiment). An offset in the stream is that message. One beyond the end waits.
-    `first` is the oldest message left, `next` the next one written. At the offset `unreadable` the broker ends the connection.
+    `first` is the oldest message left, `next` the next one written. At an offset of `unreadable` the broker ends the connection.
     """
 
     def __init__(self) -> None:
@@ -303,7 +303,7 @@ class FakeStream:
         self.next = 0
         self.exists = True
         self.bound = True
-        self.unreadable: int | None = None
+        self.unreadable: set[int] = set()
         self.clock_is_wrong = False
         """An interval delivers no message that was written before."""
         self.young: dict[str, int] = {}
@@ -427,7 +427,7 @@ class FakeBroker:
             for entry in self.stream.entries:
                 if entry.offset < reader.next:
                     continue
-                if self.stream.unreadable is not None and reader.next <= self.stream.unreadable <= entry.offset:
+                if any(reader.next <= unreadable <= entry.offset for unreadable in self.stream.unreadable):
                     reader.peer.send(0, spec.Connection.Close(541, "INTERNAL_ERROR", 0, 0))
                     break
                 served = True

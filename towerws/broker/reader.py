@@ -74,7 +74,8 @@ class UnreadableEntry:
     """Whether the broker ended the connection with 541 after the offset `after`."""
     after: int | None = None
     evidence: int | None = None
-    """The offset of our marker that the broker delivered from the stream's end after that 541. None: it has delivered none."""
+    """The offset of our marker that the broker delivered from the stream's end after that 541. If no marker can be published, it is that of
+    a new message. None: the broker has delivered none."""
     skip: int = 0
     """How many offsets are passed over. If nothing was read before: how often the refill's interval is halved."""
 
@@ -84,6 +85,11 @@ class UnreadableEntry:
             return self.evidence is not None
         self.suspected, self.after, self.evidence, self.skip = True, read, None, 0
         return False
+
+    def goes_on_after(self, read: int | None) -> None:
+        """The reader goes on after the offset `read`. At another place than `after` nothing is suspected."""
+        if read != self.after:
+            self.suspected, self.after, self.evidence, self.skip = False, read, None, 0
 
     def pass_over(self, *, nothing_read: bool) -> None:
         """Pass over one offset more, after `NEAR_SKIPS` twice as many. `nothing_read`: halve the interval of the refill once more."""

@@ -22,6 +22,7 @@ facts about RabbitMQ's streams are from experiments with 3.10 and 4.0 (docs/reli
   live       | main's deliveries go to the clients              | offsets were left out                         | jumped
 
 If markers are refused or an alarm blocks them, the first message that a scout at `next` gets takes the marker's place.
+If the broker ended the connection with 541 where main begins, a scout at `next` comes first: `_look_for_evidence`.
 `log_checks` judges what was read. What outlives the connection is in `reader.ReadProgress`.
 """
 
@@ -164,6 +165,7 @@ class StreamReader:
             return
         self._check, missing = None, not exists
         progress, sink, unreadable = self._progress, self._sink, self._progress.unreadable
+        unreadable.goes_on_after(progress.read)
         if progress.last_mode is Mode.QUEUE or (missing and progress.read is not None):
             # The stream is not the log that history holds: it was deleted, or a queue was read before.
             if progress.last_mode is not Mode.QUEUE:
@@ -607,21 +609,35 @@ class StreamReader:
     # an entry that can't be read
 
     def _look_for_evidence(self) -> None:
-        """The broker ended the connection (541) where main has to begin: check whether it serves the end of this stream."""
+        """The broker ended the connection (541) where main has to begin: check whether it serves the end of this stream.
+
+        Our marker shows that. Without markers a new message does, and if none comes, main tries this place again.
+        """
+        progress = self._progress
         self._report(SourceState.PROVING, "the broker ends the connection at this place in the stream: checking whether it serves the rest")
-        self._state = _State.ATTACHING
+        self._state = _State.PROVING
         self._proofs.consumer_accepted()
 
         def saw(offset: int, _routing_key: str, body: bytes) -> None:
-            if not self._proofs.is_proof(body):
-                return
-            # The broker serves the end. If it ends the connection again, the reason is an entry at the place where main begins.
+            # A replica that catches up delivers old messages at its end.
+            new = progress.marker_problem is not None and (progress.read is None or offset > progress.read)
+            if new or self._proofs.is_proof(body):
+                # The broker serves the end. If it ends the connection again, the reason is an entry at the place where main begins.
+                progress.unreadable.evidence = offset
+                attach()
+
+        def late() -> None:
+            if progress.marker_problem is None:
+                self._unanswered()
+            else:
+                attach()  # nothing was read, so nothing is passed over if the broker ends the connection again
+
+        def attach() -> None:
             self._close_scout()
-            self._progress.unreadable.evidence = offset
             self._attach_again()
 
         self._open_scout("next", saw, ready=self._proofs.send)
-        self._deadline.set(self._settings.attempt_s, self._unanswered)
+        self._deadline.set(self._settings.attempt_s, late)
 
     def _pass_over(self) -> None:
         progress, unreadable = self._progress, self._progress.unreadable
