@@ -1344,6 +1344,34 @@ class TestBinding:
         rig.until(lambda: rig.source.status().ready and rig.stream.bound, within_s=5)
         assert rig.sink.named("gap") == [("gap", "broker")]
 
+    def test_under_passive_a_queue_is_bound_again(self, events: list[LogEvent]) -> None:
+        """The queue is exclusive: nobody else can bind it. A missing exchange is waited for, and not declared."""
+        rig = SourceRig(consume="queue", passive=True, silence_s=1000)
+        rig.side.confirm = lambda peer, publication: queue_route(rig, peer, publication)
+        rig.start()
+        rig.advance(1)
+        rig.stream.bound = False
+        rig.until(lambda: rig.source.status().ready and rig.stream.bound, within_s=17)
+        assert any(formatEvent(event).endswith("towerws binds it again") for event in events)
+        rig.stream.bound = rig.broker.exchange_exists = False
+        rig.until(lambda: not rig.source.status().ready, within_s=15)
+        rig.advance(120, step=0.5)
+        assert not rig.broker.exchange_exists
+        assert "no exchange 'towerws'" in rig.ready()[1]
+        rig.broker.exchange_exists = True
+        rig.until(lambda: rig.source.status().ready and rig.stream.bound, within_s=15)
+        assert rig.sink.named("gap") == [("gap", "broker")] * 2
+        assert len(rig.broker.peers) == 1
+
+    def test_under_passive_a_queue_is_bound_again_while_markers_are_refused(self) -> None:
+        """Nothing can show that the binding is missing. It is made once a minute, as without passive."""
+        rig = SourceRig(consume="queue", passive=True, silence_s=1000)
+        rig.side.may_publish = False
+        rig.start()
+        rig.stream.bound = False
+        rig.advance(130, step=0.5)
+        assert rig.stream.bound
+
     def test_another_daemons_hole_says_nothing_about_our_queue(self) -> None:
         """Two daemons with queues of their own found their bindings missing. The other one's marker comes first: clients are still told."""
         rig = SourceRig(consume="queue", silence_s=1000)

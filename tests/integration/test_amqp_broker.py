@@ -396,6 +396,22 @@ async def test_passive(rabbit: PrivateRabbit) -> None:
         await source.stop()
 
 
+@run
+async def test_passive_binds_its_queue_again(rabbit: PrivateRabbit) -> None:
+    """Nobody but the daemon can bind its exclusive queue. A deleted exchange takes the binding along, and is declared by another client."""
+    settings = settings_for(rabbit, passive=True, consume="queue")
+    with channel_to(rabbit) as channel:
+        channel.exchange_declare(settings.exchange, "topic", durable=True)
+        async with consuming(settings) as (source, sink):
+            channel.exchange_delete(settings.exchange)
+            channel.exchange_declare(settings.exchange, "topic", durable=True)
+            await until(lambda: bool(sink.named("gap")), within_s=30)
+            await until(lambda: source.status().ready)
+            channel.basic_publish(settings.exchange, "jobs.x", b"{}")
+            await until(lambda: [call[2] for call in sink.named("deliver")] == [b"{}"])
+            assert source.counters["connects"] == 1
+
+
 class _FarDate(dt.datetime):
     """A date that pika can encode and not decode: its timestamp is ten million years later than the date."""
 

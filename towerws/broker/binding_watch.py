@@ -9,8 +9,9 @@ Events that are published while the binding is missing never reach the log. Thei
   state    | begins with                                    | what the watch does
   watching | a marker came back, or consuming began         | sends a marker every `INTERVAL_S`, unless another daemon's came
   unbound  | a marker was returned; or the exchange does    | declares and binds, again and again, until our marker that tells of the
-           | not exist; or a marker was confirmed and did   | hole comes back. With `passive` it only reports
-           | not come, and a later one straight to us did   | If the broker refuses to bind, the watch still sends markers: an
+           | not exist; or a marker was confirmed and did   | hole comes back. With `passive` it leaves a stream to an
+           | not come, and a later one straight to us did   | operator, and reports
+           |                                                | If the broker refuses to bind, the watch still sends markers: an
            |                                                | operator may bind, and only a marker shows that
   refused  | the user may not publish (403)                 | binds again at intervals, and reports that the binding is not proven
   alarm    | the broker takes no messages                   | waits for the end of the alarm
@@ -93,8 +94,8 @@ class Watched(Protocol):
 class BindingWatch:
     """Watches the binding of `exchange`. A source has one watch for all of its connections, so a hole is reported after a reconnect, too.
 
-    With `passive` a missing binding is only reported. After `no_marker_s` without a marker the watch gives the connection up. It keeps the
-    connection if the binding is missing, and the broker answers when it is asked to bind again.
+    With `passive` a stream's missing binding is only reported. After `no_marker_s` without a marker the watch gives the connection up. It
+    keeps the connection if the binding is missing, and the broker answers when it is asked to bind again.
     """
 
     _log = Logger()
@@ -145,6 +146,11 @@ class BindingWatch:
         """How often the reader attached again because nothing came."""
         self.proved = 0
         """How many markers came back."""
+
+    @property
+    def _may_bind(self) -> bool:
+        """Whether the daemon binds what it reads. With `passive` an operator binds a stream. Only the daemon can bind its own queue."""
+        return not self._passive or (self._watched is not None and not self._watched.shares_log)
 
     # for /status and /readyz
 
@@ -207,7 +213,7 @@ class BindingWatch:
             self._sent_before_hole = self._markers.count
             self._log.warn(
                 "events don't reach us: {reason}; "
-                + ("bind it on the broker, since passive is set" if self._passive else "towerws binds it again"),
+                + ("towerws binds it again" if self._may_bind else "bind it on the broker, since passive is set"),
                 reason=reason,
             )
         if not self._bind_refused:  # the broker's own reason tells an operator more than another lost marker does
@@ -266,9 +272,9 @@ class BindingWatch:
             self._schedule(INTERVAL_S)
             watched.no_markers(self.reason or "no marker came back")
             return
-        if self._unbound is not None and not self._passive:
+        if self._unbound is not None and self._may_bind:
             self._rebind()
-        elif self._refused is not None and not self._passive and now - self._rebound_at >= REBIND_S:
+        elif self._refused is not None and self._may_bind and now - self._rebound_at >= REBIND_S:
             self._rebound_at = now
             watched.rebind(self._rebound_unproven)
             self._send()
@@ -375,7 +381,7 @@ class BindingWatch:
     def _found_unbound(self, reason: str, *, all_read: bool = False) -> None:
         """Report the missing binding, and bind. `all_read`: every event from before the hole was read."""
         self.missing(reason)
-        if self._passive or self._reactor.seconds() - self._rebound_at < RETRY_S:
+        if not self._may_bind or self._reactor.seconds() - self._rebound_at < RETRY_S:
             self._schedule(RETRY_S)
         elif all_read:
             self._rebind(all_read=True)
