@@ -1040,11 +1040,26 @@ class TestBinding:
         rig.until(lambda: rig.source.status().ready, within_s=5)
         assert rig.source.counters["markers"]["stalls"] >= 1  # type: ignore[index]
 
-    def test_a_queue_that_stalls(self) -> None:
-        """A queue's consumer stays, since a new one would lose what the queue holds. The connection is given up in time."""
-        rig = SourceRig(consume="queue").consuming()
+    def test_a_queue_that_stalls(self, events: list[LogEvent]) -> None:
+        """A new consumer gets a new queue, so nothing is consumed again on this connection. It ends at once, and the reason is true.
+
+        The queue drops messages after `queue_ttl_s`. Clients are told of the gap.
+        """
+        rig = SourceRig(consume="queue", silence_s=1000)
+        rig.side.confirm = lambda peer, publication: queue_route(rig, peer, publication)
+        rig.consuming()
+        rig.advance(3)
         rig.side.confirm = ack
-        rig.until(lambda: len(rig.broker.peers) > 1, within_s=90)
+        rig.until(lambda: rig.source.counters["failures"] == 1, within_s=20)
+        reason = "nothing was read for 5 s after a marker was confirmed"
+        assert rig.source.counters["last_failure"] == reason
+        assert rig.source.counters["markers"]["stalls"] == 1  # type: ignore[index]
+        assert any(reason in formatEvent(event) for event in events)
+        assert not any("consuming again" in formatEvent(event) for event in events)
+        rig.side.confirm = lambda peer, publication: queue_route(rig, peer, publication)
+        rig.until(lambda: rig.source.status().ready, within_s=15)
+        rig.advance(60)
+        assert (len(rig.broker.peers), rig.sink.named("gap")) == (2, [("gap", "broker")])
 
     @pytest.mark.parametrize("written_after_s", [10, 18])
     def test_a_reader_that_pauses_is_not_replaced(self, written_after_s: float) -> None:

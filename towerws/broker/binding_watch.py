@@ -45,7 +45,7 @@ GRACE_S: Final = 2.0
 """How long a confirmed marker may be on its way. Then a second one goes straight to the stream: it shows whether the first one is
 late or lost."""
 STALLED_S: Final = 5.0
-"""If nothing at all was read for this long after a marker straight to the stream was confirmed, the reader attaches again. A time in
+"""If nothing at all was read for this long after a marker straight to the stream was confirmed, the reader consumes again. A time in
 which the daemon itself paused does not count."""
 RETRY_S: Final = 2.0
 """Delay before the next marker or binding, after one that failed."""
@@ -69,8 +69,8 @@ class Watched(Protocol):
     def reading_since(self) -> float | None:
         """Since when the connection reads without a pause, in the reactor's seconds. None: it pauses while a batch is being written."""
 
-    def attach_again(self) -> None:
-        """Consume again from where the reader is. That loses nothing, and proves nothing."""
+    def attach_again(self, reason: str) -> None:
+        """Consume again, because of `reason`, on this connection if that loses nothing. Else give it up. That proves nothing."""
 
     def rebind(self, done: Callable[[ConnectionFailure | None], None]) -> None:
         """Declare and bind again. `done` gets None, or why the broker refused.
@@ -143,7 +143,7 @@ class BindingWatch:
         self._attached_again: tuple[Watched, int] | None = None
         """The reader that attached again, and how many markers had come back before."""
         self.stalls = 0
-        """How often the reader attached again because nothing came."""
+        """How often the reader consumed again because nothing came, on the same connection or on another one."""
         self.proved = 0
         """How many markers came back."""
 
@@ -351,7 +351,7 @@ class BindingWatch:
             self._timer.set(STALLED_S, lambda: self._check_stall(text, read))
 
     def _check_stall(self, text: str, read: int) -> None:
-        """Consume again if nothing was read since the marker straight to the stream was confirmed.
+        """Let the reader consume again if nothing was read since the marker straight to the stream was confirmed.
 
         RabbitMQ may have forgotten our consumer. A new one gets the marker. `read` is how many messages were read before.
         """
@@ -370,8 +370,7 @@ class BindingWatch:
             return
         self._attached_again = watched, self.proved
         self.stalls += 1
-        self._log.warn("nothing was read for {seconds:g} s after a marker was confirmed: consuming again", seconds=STALLED_S)
-        watched.attach_again()
+        watched.attach_again(f"nothing was read for {STALLED_S:g} s after a marker was confirmed")
 
     def _forget_hole(self) -> None:
         self._unbound = self._hole = self._markers.hole = None

@@ -129,8 +129,12 @@ class QueueReader:
         """Since when the connection reads without a pause. None: it pauses."""
         return self._connection.reading_since
 
-    def attach_again(self) -> None:
-        """Nothing to do: a new consumer would get a new queue, and lose what the present one holds."""
+    def attach_again(self, reason: str) -> None:
+        """Give this connection up, and the queue with it: a consumer that may help gets a new queue.
+
+        What the present queue holds is lost, and clients are told. Without a consumer it is lost anyway, after `queue_ttl_s`.
+        """
+        self.no_markers(reason)
 
     def marker_sent(self, text: str) -> None:
         """Nothing to do: no client waits for a marker of a queue."""

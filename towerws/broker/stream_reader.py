@@ -581,9 +581,10 @@ class StreamReader:
         """Since when the connection reads without a pause. None: it pauses."""
         return self._connection.reading_since
 
-    def attach_again(self) -> None:
+    def attach_again(self, reason: str) -> None:
         """Consume again, on this connection: from the anchor on, as after a lost connection."""
         if self._state is _State.LIVE:
+            self._log.warn("{reason}: consuming again", reason=reason)
             self._report(SourceState.PROVING, "nothing came: consuming again")
             self.begin()
 
