@@ -329,6 +329,21 @@ FORWARDED = "    proxy_set_header X-Forwarded-For $remote_addr;\n"
         ),
         ((FORWARDED, ""), "forged address", "problem", "claim any address", "X-Forwarded-For $remote_addr"),
         (("$remote_addr;", "$proxy_add_x_forwarded_for;"), "forged address", "unknown", "itself in trusted_proxies", "elsewhere"),
+        (
+            (FORWARDED, f"{FORWARDED}    proxy_set_header Origin https://backend.invalid;\n"),
+            "upgrade",
+            "problem",
+            "a proxy adds an Origin that the doctor did not send",
+            "proxy_set_header Origin",
+        ),
+        ((FORWARDED, f"{FORWARDED}    deny all;\n"), "upgrade", "problem", "the proxy itself refuses the handshake (403)", "rules"),
+        (
+            (FORWARDED, f"{FORWARDED}    if ($http_origin ~ ^http://127) {{ return 403; }}\n"),
+            "origin",
+            "problem",
+            "the proxy itself refuses a page of http://127.0.0.1",
+            "rules",
+        ),
         (("http://towerws", "http://127.0.0.1:9"), "upgrade", "problem", "no answer from towerws (502)", "start towerws"),
         (("proxy_read_timeout 75s", "proxy_read_timeout 1s"), "idle", "problem", "ended after 1.", "proxy_read_timeout 75s"),
     ],
@@ -351,6 +366,24 @@ def test_a_proxy_that_is_not_trusted(tmp_path: Path) -> None:
         expect(found, "public forged address", "ok")
         _, found = public(untrusting, untrusting.url)
         expect(found, "public client address", "skipped", "no proxy is between")
+
+
+def test_a_host_that_the_daemon_refuses(tmp_path: Path) -> None:
+    """With `auth = open` on loopback, a daemon that trusts no proxy refuses each browser. The setting to add is named, and no token."""
+    name = ("Host $http_host", "Host tower.example.com")
+    with Daemon(tmp_path, "embedded:") as untrusting, nginx(tmp_path / "nginx", untrusting, name) as proxy:
+        code, found = public(untrusting, proxy.url)
+    expect(found, "public upgrade", "problem", "refuses the Host", 'trusted_proxies = ["127.0.0.1"]')
+    assert "--token" not in json.dumps({name: found[name] for name in found if name.startswith("public ")})
+    assert code == PROBLEMS
+
+
+def test_a_proxy_that_refuses_other_sites(tmp_path: Path, daemon: Daemon) -> None:
+    """A proxy may check the Origin itself. Then a page of another site is refused, too."""
+    with nginx(tmp_path / "nginx", daemon, (FORWARDED, f"{FORWARDED}    if ($http_origin ~ invalid) {{ return 403; }}\n")) as proxy:
+        _, found = public(daemon, proxy.url)
+    expect(found, "public origin", "ok", "may connect")
+    expect(found, "public foreign origin", "ok", "by the proxy itself (403)")
 
 
 def test_a_proxy_that_buffers(daemon: Daemon) -> None:

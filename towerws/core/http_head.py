@@ -36,6 +36,8 @@ TLS = "tls"
 WEBSOCKET_PATHS = ("/websocket", "/websocket/")
 """The websocket is at each path that ends with one of these."""
 
+NO_CREDENTIAL = "no credential was brought"
+CREDENTIAL_REFUSED = "the credential was refused"
 NO_UPGRADE = (
     "this is a websocket: connect with ws:// or wss://. If you did, a proxy on the way took the Upgrade and "
     "Connection headers away. In nginx, set `proxy_http_version 1.1; proxy_set_header Upgrade $http_upgrade; "

@@ -21,6 +21,10 @@ DEFAULT_PORTS = {"http": 80, "ws": 80, "https": 443, "wss": 443}
 
 MAX_ORIGIN_BYTES = 512
 
+ORIGIN_REFUSED = "a page of this origin may not connect here"
+HOST_REFUSED = "on this machine's own address the websocket answers for localhost and addresses only"
+"""The texts of refusals, by which `towerws doctor` knows them from a proxy's."""
+
 _HOST = r"(?P<host>[a-z0-9._-]{1,253}|\[[0-9a-f:.]{2,45}\])(?::(?P<port>[0-9]{1,5}))?"
 _is_origin = re.compile(rf"(?P<scheme>https?|wss?)://{_HOST}", re.ASCII).fullmatch
 _is_authority = re.compile(_HOST, re.ASCII).fullmatch
@@ -143,7 +147,7 @@ class PageCheck:
         `peer` returns the address at the other end of the TCP connection. Raises `HandshakeError` 403 with the reason `origin`.
         """
         if self._check_origin and not self._is_allowed(head, peer):
-            raise HandshakeError(403, "a page of this origin may not connect here", "origin")
+            raise HandshakeError(403, ORIGIN_REFUSED, "origin")
 
     def may_read_with_cookies(self, head: Head, peer: Callable[[], str]) -> bool:
         """Return whether the page may read the answer to a plain request that has its user's cookies.
@@ -172,7 +176,7 @@ class PageCheck:
         """
         site = head.headers.get("sec-fetch-site")
         if self._check_origin and "origin" not in head.headers and site not in (None, "same-origin", "none"):
-            raise HandshakeError(403, "a page of this origin may not connect here", "origin")
+            raise HandshakeError(403, ORIGIN_REFUSED, "origin")
 
     def check_host(self, head: Head, peer: Callable[[], str], listening: Callable[[], str]) -> None:
         """Refuse a foreign host name for this machine's loopback address (DNS rebinding), as the admin port does.
@@ -185,7 +189,7 @@ class PageCheck:
         if is_local(host) or self._origins.lists(host) or self._proxies.trust(peer()):
             return
         if is_loopback(listening()):
-            raise HandshakeError(403, "on this machine's own address the websocket answers for localhost and addresses only", "host")
+            raise HandshakeError(403, HOST_REFUSED, "host")
 
     def _hosts(self, head: Head, peer: Callable[[], str]) -> list[str]:
         """Return the host names that the browser may have asked for, including those from a trusted proxy."""

@@ -12,6 +12,8 @@ from urllib.parse import SplitResult
 
 from towerws.core.client_address import forwarded_nodes
 from towerws.core.handshake_probes import PROBE_HEADER
+from towerws.core.http_head import CREDENTIAL_REFUSED, NO_CREDENTIAL, NO_UPGRADE
+from towerws.core.origins import HOST_REFUSED, ORIGIN_REFUSED
 from towerws.core.settings import Settings
 from towerws.core.wire import SUBPROTOCOL
 from towerws.doctor.daemon import AdminPort
@@ -35,9 +37,6 @@ ECHO_S = 5.0
 
 ATTEMPTS = 5
 """Most handshakes until one reaches the daemon of the admin port. A proxy may spread them over several daemons."""
-
-_ORIGIN_REFUSED = "a page of this origin may not connect here"
-_NO_UPGRADE = "a proxy on the way took the Upgrade"
 
 _NGINX_UPGRADE = 'nginx: proxy_http_version 1.1; proxy_set_header Upgrade $http_upgrade; proxy_set_header Connection "upgrade"'
 _NGINX_HOST = "nginx: proxy_set_header Host $http_host"
@@ -90,12 +89,13 @@ class _Examination:
         upgraded = self._upgrade(first)
         first.close()
         yield upgraded
-        if first.status not in {101, 401, 403}:
+        if not _passes(first):
             yield area.unknown("path", "nothing more can be asked before the handshake works")
             return
         try:
             yield from self._slash(first)
-            yield from self._origins(first)
+            yield from self._origins()
+            yield from self._foreign()
             yield from self._forwarded()
             if first.status == 101:
                 yield from self._delays()
@@ -123,17 +123,12 @@ class _Examination:
             return area.ok("upgrade", f"the websocket opens, within {answer.seconds * 1000:.0f} ms")
         if status == 101:
             return area.problem("upgrade", "the answer 101 has a wrong Sec-WebSocket-Accept", "let the URL lead to towerws, past any cache")
-        if status == 426 or _NO_UPGRADE in answer.text or "connection header does not say Upgrade" in answer.text:
+        if status == 426 or NO_UPGRADE in answer.text or "connection header does not say Upgrade" in answer.text:
             return area.problem("upgrade", f"a proxy takes the Upgrade and Connection headers away ({status})", _NGINX_UPGRADE)
         if status == 505:
             return area.problem("upgrade", "a proxy speaks HTTP/1.0 to towerws (505)", "nginx: proxy_http_version 1.1")
         if status in {401, 403}:
-            why = "without a credential" if self._public.token is None else "the credential"
-            if _ORIGIN_REFUSED in answer.text:
-                why = "an Origin that the doctor did not send"
-            if self._public.token is None:
-                return area.ok("upgrade", f"the handshake arrives: towerws refuses it {why} ({status}), as it must")
-            return area.problem("upgrade", f"towerws refuses {why} ({status}): {said}", "check the token, and whether it has expired")
+            return self._refusal(answer)
         if status in {301, 302, 307, 308}:
             where = shown(answer.headers.get("location", ""))
             return area.problem(
@@ -147,6 +142,34 @@ class _Examination:
         return area.problem(
             "upgrade", f"{self._text} answers {status}: {said or 'without a text'}", f"let the path lead to towerws; {_NGINX_LOCATION}"
         )
+
+    def _refusal(self, answer: Handshake) -> Finding:
+        """Return the finding about 401 or 403. Only a missing credential that the configuration asks for is in order."""
+        area, status, said = self._area, answer.status, shown(answer.text)
+        if HOST_REFUSED in answer.text:
+            text = f"towerws refuses the Host that browsers ask for ({status}): it listens on loopback, and trusts no proxy"
+            change = f'trusted_proxies = ["127.0.0.1"], the proxy\'s address; without a proxy: origins = ["{self._own_origin}"]'
+            return area.problem("upgrade", text, change)
+        if ORIGIN_REFUSED in answer.text:
+            text = f"a proxy adds an Origin that the doctor did not send, and towerws refuses it ({status})"
+            return area.problem("upgrade", text, "pass Origin on unchanged: remove any `proxy_set_header Origin`")
+        if NO_CREDENTIAL in answer.text and self._public.token is not None:
+            text = f"towerws gets no credential ({status}): a proxy takes the Authorization header away"
+            return area.problem("upgrade", text, "pass Authorization on: remove any `proxy_set_header Authorization`")
+        if NO_CREDENTIAL in answer.text and "open" in self._settings.auth:
+            text = f"the daemon behind the URL wants a credential ({status}), though auth is open"
+            return area.problem("upgrade", text, "give the URL of this daemon, or restart it with this configuration")
+        if NO_CREDENTIAL in answer.text:
+            return area.ok("upgrade", f"the handshake arrives: towerws refuses it without a credential ({status}), as it must")
+        if CREDENTIAL_REFUSED in answer.text and self._public.token is None:
+            text = f"a proxy adds a credential that the doctor did not send, and towerws refuses it ({status})"
+            return area.problem("upgrade", text, "pass Authorization and Cookie on unchanged")
+        if CREDENTIAL_REFUSED in answer.text:
+            return area.problem(
+                "upgrade", f"towerws refuses the credential ({status}): {said}", "check the token, and whether it has expired"
+            )
+        text = f"the proxy itself refuses the handshake ({status}): {said or 'without a text'}"
+        return area.problem("upgrade", text, f"see the rules and the log of the proxy, and let the URL lead to towerws; {_NGINX_LOCATION}")
 
     def _slash(self, first: Handshake) -> Iterator[Step]:
         path = self._public.url.path
@@ -162,26 +185,40 @@ class _Examination:
 
     # pages
 
-    def _origins(self, first: Handshake) -> Iterator[Step]:
+    def _origins(self) -> Iterator[Step]:
         area = self._area
-        url = self._public.url
-        own = f"{'https' if url.scheme == 'wss' else 'http'}://{url.netloc}"
+        own = self._own_origin
         yield Doing("asking as a page of this host", HANDSHAKE_S)
-        if self._refuses(own):
+        answer = self._ask_as(own)
+        if ORIGIN_REFUSED in answer.text:
             yield area.problem(
                 "origin", f"a page of {own} itself is refused: towerws doesn't get the Host that browsers ask for", _NGINX_HOST
             )
-        else:
+        elif _passes(answer):
             yield area.ok("origin", f"a page of {own} may connect")
+        else:
+            yield self._no_answer("origin", own, answer)
         for origin in self._settings.access.origins:
-            if self._refuses(origin):
+            answer = self._ask_as(origin)
+            if ORIGIN_REFUSED in answer.text:
                 change = "restart the daemon with this configuration"
                 yield area.problem("origin", f"a page of {shown(origin)} is refused, though origins lists it", change)
-            else:
+            elif _passes(answer):
                 yield area.ok("origin", f"a page of {shown(origin)} may connect, as origins says")
+            else:
+                yield self._no_answer("origin", shown(origin), answer)
+
+    def _foreign(self) -> Iterator[Step]:
+        area = self._area
         yield Doing("asking as a page of another host", HANDSHAKE_S)
-        if self._refuses(FOREIGN_ORIGIN):
+        answer = self._ask_as(FOREIGN_ORIGIN)
+        if ORIGIN_REFUSED in answer.text:
             yield area.ok("foreign origin", "a page of another site is refused")
+        elif not _passes(answer):
+            if answer.status in {401, 403}:
+                yield area.ok("foreign origin", f"a page of another site is refused, by the proxy itself ({answer.status})")
+            else:
+                yield self._no_answer("foreign origin", FOREIGN_ORIGIN, answer)
         elif not self._settings.access.check_origin:
             yield area.warning("foreign origin", "any site's page may connect in a user's name", "check_origin = true")
         else:
@@ -190,11 +227,25 @@ class _Examination:
             )
             yield area.problem("foreign origin", text, "pass Origin on unchanged: remove any `proxy_set_header Origin`")
 
-    def _refuses(self, origin: str) -> bool:
-        """Whether a page of this origin is refused because of it. The daemon checks the origin before the credential."""
+    @property
+    def _own_origin(self) -> str:
+        """The origin of a page that the public URL's host serves."""
+        return f"{'https' if self._public.url.scheme == 'wss' else 'http'}://{self._public.url.netloc}"
+
+    def _ask_as(self, origin: str) -> Handshake:
+        """Ask as a page of this origin. The daemon checks the origin before the credential."""
         answer = self._ask({"Origin": origin})
         answer.close()
-        return answer.status == 403 and _ORIGIN_REFUSED in answer.text
+        return answer
+
+    def _no_answer(self, check: str, origin: str, answer: Handshake) -> Finding:
+        """Return the finding about an answer that says nothing about towerws and this origin."""
+        said = f"({answer.status}): {shown(answer.text) or 'without a text'}"
+        if answer.status in {401, 403}:
+            return self._area.problem(
+                check, f"the proxy itself refuses a page of {origin} {said}", "see the rules and the log of the proxy"
+            )
+        return self._area.unknown(check, f"a page of {origin} got another answer {said}", "run the doctor again")
 
     # addresses
 
@@ -338,3 +389,8 @@ class _Examination:
 
     def _refused_frame(self, check: str, frame: Mapping[str, Any]) -> Finding:
         return self._area.unknown(check, f"the daemon wants a token ({shown(str(frame.get('code')))})", "give one with --token @FILE")
+
+
+def _passes(answer: Handshake) -> bool:
+    """Whether the handshake gets as far as the daemon's check of the credential."""
+    return answer.status == 101 or (answer.status in {401, 403} and (NO_CREDENTIAL in answer.text or CREDENTIAL_REFUSED in answer.text))

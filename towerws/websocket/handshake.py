@@ -24,7 +24,9 @@ from towerws.core.deflate import negotiate
 from towerws.core.errors import HandshakeError, QueryError
 from towerws.core.handshake_probes import PROBE_HEADER
 from towerws.core.http_head import (
+    CREDENTIAL_REFUSED,
     END,
+    NO_CREDENTIAL,
     NO_UPGRADE,
     TLS,
     Head,
@@ -334,9 +336,9 @@ class OpeningConnection(WebSocketServerProtocol):
         """Count the connection for its user, and return the user. Raises `HandshakeError` with the reason of a refusal."""
         factory = self.factory
         if identity is None:
-            raise HandshakeError(403, "no credential was brought", "no_credential")
+            raise HandshakeError(403, NO_CREDENTIAL, "no_credential")
         if factory.context.credential_monitor.was_revoked(identity, began):
-            raise HandshakeError(403, "the credential was refused", "revoked")
+            raise HandshakeError(403, CREDENTIAL_REFUSED, "revoked")
         if identity.session is None:
             factory.pages.check_host(head, self._peer_address, self._listening_address)
         if (reason := factory.connection_limits.admit(self._slot, identity.account)) is not None:
@@ -447,7 +449,7 @@ def _detail(error: HandshakeError, who: Identity | NotAdmitted | None) -> str:
 
 def _not_admitted(problem: NotAdmitted) -> HandshakeError:
     if isinstance(problem, Refused):
-        return HandshakeError(403, "the credential was refused", problem.reason)
+        return HandshakeError(403, CREDENTIAL_REFUSED, problem.reason)
     return HandshakeError(503, "the credential can't be checked just now", problem.reason)
 
 

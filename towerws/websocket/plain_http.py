@@ -29,6 +29,7 @@ from towerws.auth.base import result_if_ready
 from towerws.core.client_address import address_key
 from towerws.core.deliveries import Delivery
 from towerws.core.errors import HandshakeError
+from towerws.core.http_head import CREDENTIAL_REFUSED
 from towerws.core.identity import Identity
 from towerws.core.plain_http import HEARTBEAT, MAX_PAGE_BYTES, ClientFile, PlainRequest, Route, all_refused, page_json
 from towerws.core.positions import Pending
@@ -130,7 +131,7 @@ class PlainAnswer:
     def _is_refused(self, refusals: dict[str, str]) -> bool:
         """Refuse a user who was revoked while the answer waited, or whose topics are all refused. Return whether that happened."""
         if self._context.credential_monitor.was_revoked(self._identity, self._began):
-            self._refuse(HandshakeError(403, "the credential was refused", "revoked"))
+            self._refuse(HandshakeError(403, CREDENTIAL_REFUSED, "revoked"))
         elif len(refusals) == len(self._request.topics):
             self._refuse(all_refused(denied_topics(refusals)))
         return self._connection is None
