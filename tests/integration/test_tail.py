@@ -441,6 +441,13 @@ def test_nothing_allowed(tails: list[Running]) -> None:
         assert tails[0].process.wait(DEADLINE_S) == 3
 
 
+def test_nothing_allowed_to_follow(tails: list[Running]) -> None:
+    """The topics that a run needs to follow jobs count, too: without any topic, it ends."""
+    with StandIn(deny=DEFAULT_TOPICS) as standin:
+        tails.append(Running("--url", standin.url))
+        assert tails[0].process.wait(DEADLINE_S) == 3
+
+
 def test_no_daemon(tails: list[Running]) -> None:
     """Without a daemon the error names the next step."""
     tails.append(Running("--url", f"ws://127.0.0.1:{free_port()}/websocket/"))

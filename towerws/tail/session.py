@@ -246,7 +246,7 @@ class Tail:
                 self._denied.add(item.topic)
                 self._say(f"{shown(item.topic)} denied: {shown(item.reason)}")
         left = set(self._given).difference(notice.topics)
-        if not left and not self._options.follow and UNAVAILABLE not in {item.reason for item in notice.denied}:
+        if not left and not self._jobs and UNAVAILABLE not in {item.reason for item in notice.denied}:
             self._end(REFUSED, "towerws: the daemon denies every topic: nothing is left to show")
 
     def _gap(self, gap: Gap) -> None:
