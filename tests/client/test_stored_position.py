@@ -5,7 +5,7 @@ from typing import Any
 
 from towerws.client.items import ClientError
 from towerws.client.options import Options
-from towerws.client.store import MAX_CHARACTERS, StoredPosition
+from towerws.client.store import MAX_CHARACTERS, UNREADABLE, StoredPosition
 
 
 class Log:
@@ -44,15 +44,25 @@ class Log:
         await asyncio.wait_for(self.asked.wait(), 30)
 
 
-def test_what_is_no_position_is_not_used() -> None:
-    """A store may hold anything."""
+def test_what_is_no_position_is_reported() -> None:
+    """A store may hold anything. What can't be used is an error, and no server knows the position that is used instead."""
 
-    async def load(found: Any) -> str | None:
-        return await Log(found).stored.load()
+    async def load(found: Any) -> tuple[str | None, list[str]]:
+        log = Log(found)
+        position = log.position = await log.stored.load()
+        log.stored.end()
+        await log.stored.ended()
+        assert log.kept == [], "what the store has stays until the client has a position"
+        return position, [str(error) for error in log.errors]
 
-    assert asyncio.run(load("5-a")) == "5-a"
-    for found in (None, "", "5" * (MAX_CHARACTERS + 1), b"5-a", 5):
-        assert asyncio.run(load(found)) is None
+    assert asyncio.run(load("5-a")) == ("5-a", [])
+    for nothing in (None, ""):
+        assert asyncio.run(load(nothing)) == (None, [])
+    for found, text in ((b"5-a", "store.get() returned bytes"), (5, "returned int"), ("5" * (MAX_CHARACTERS + 1), "257 characters")):
+        position, errors = asyncio.run(load(found))
+        assert position == UNREADABLE
+        assert len(errors) == 1
+        assert text in errors[0]
 
 
 def test_one_call_of_the_store_at_a_time() -> None:
@@ -99,7 +109,7 @@ def test_a_store_that_fails_is_told_once_in_a_row() -> None:
     async def run() -> list[int]:
         log = Log()
         log.failing = True
-        assert await log.stored.load() is None
+        assert await log.stored.load() == UNREADABLE
         counts = []
         for failing, position in ((True, "1-a"), (False, "2-a"), (True, "3-a")):
             log.failing = failing

@@ -106,6 +106,22 @@ def test_a_store_that_fails(daemon: Daemon, tmp_path: Path) -> None:
     assert client.numbers == [0, 1, 2]
 
 
+def test_a_store_with_another_type(daemon: Daemon) -> None:
+    """redis-py gives bytes. The program keeps its state, so it gets `stale`, and the error says what is wrong."""
+
+    class Bytes:
+        def get(self) -> Any:
+            return b"5-a"
+
+        def set(self, position: str, /) -> None:
+            """Nothing."""
+
+    with PyClient(daemon.url, {"job_events": [5]}, store=Bytes()) as client:
+        client.until(lambda: client.notices)
+    assert client.notices[0] == "stale"
+    assert [error.code for error in client.errors] == ["store"]
+
+
 def test_another_log_is_told(tmp_path: Path) -> None:
     """With a new log the position means nothing any more: `stale`."""
     with Daemon(tmp_path, "embedded:") as daemon, PyClient(daemon.url, {"job_events": [1]}, **FAST) as client:

@@ -16,6 +16,9 @@ from towerws.client.options import Options
 MAX_CHARACTERS = 256
 """The longest position."""
 
+UNREADABLE = "unreadable"
+"""Used instead of a kept position that can't be read. No server knows it, so each topic is `stale`."""
+
 
 class StoredPosition:
     """A client's position in the store of its options. Without a store nothing happens.
@@ -40,7 +43,7 @@ class StoredPosition:
         self._saving: asyncio.Task[None] | None = None
 
     async def load(self) -> str | None:
-        """Return the kept position, or None. Reports an error of the store, and then returns None, too."""
+        """Return the kept position, or None. Reports an error of the store, or another value than a position, and returns `UNREADABLE`."""
         if self._store is None:
             return None
         try:
@@ -48,13 +51,12 @@ class StoredPosition:
                 found = self._store.get()
                 if inspect.isawaitable(found):
                     found = await found
+            _check(found)
         except Exception as error:  # noqa: BLE001 - whatever the store raises, the client goes on
             self._store_failed(error)
-            return None
-        if not isinstance(found, str) or not 0 < len(found) <= MAX_CHARACTERS:
-            return None
-        self._saved = found
-        return found
+            found = UNREADABLE
+        self._saved = found or None
+        return self._saved
 
     def keep(self) -> None:
         """Store the position after `save_s` seconds, if it is a new one."""
@@ -110,6 +112,14 @@ class StoredPosition:
         if not self._failed:
             self._report(caused("store", f"the store failed: {error!r}", error))
         self._failed = True
+
+
+def _check(found: object) -> None:
+    """Raise `TypeError` or `ValueError` if a store returned neither a position nor nothing."""
+    if found is not None and not isinstance(found, str):
+        raise TypeError(f"store.get() returned {type(found).__name__}: it must return the text that set() got, or None")
+    if found is not None and len(found) > MAX_CHARACTERS:
+        raise ValueError(f"store.get() returned {len(found)} characters: a position has at most {MAX_CHARACTERS}")
 
 
 class FileStore:
