@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.kit.rows import each_row
-from towerws.client.items import ITEM_BYTES, ClientError, Denied, Event, Gap, Item, Queue, Subscribed, topics_of
+from towerws.client.items import ITEM_BYTES, ClientError, Denied, DeniedTopic, Event, Gap, Item, Queue, Subscribed, topics_of
 from towerws.client.topics import Topics
 
 NAMES = ("jobs.a", "jobs.b", "jobs.c", "jobs.d")
@@ -285,6 +285,16 @@ def opened(*names: str) -> tuple[Server, Reader]:
     reader = Reader(server, names, slow=False)
     server.deliver(100)
     return server, reader
+
+
+def test_a_full_queue_without_a_loss() -> None:
+    """A `Denied` that waits stays, so there is no gap: it would name no topic."""
+    queue = Queue(("jobs.a", "jobs.b"), 1000)
+    for reason in ("unavailable", "not granted"):
+        queue.put(Denied((DeniedTopic("jobs.b", reason),)), "p1", 0, 1)
+    queue.put(Event("jobs.a", "jobs", "a", {}, "p2"), "p1", 1000, 2)
+    assert [(waiting.item.type, waiting.before) for waiting in queue.waiting] == [("denied", "p1"), ("event", "p1")]
+    assert queue.bytes == sum(waiting.size for waiting in queue.waiting)
 
 
 def test_the_server_hears_the_union() -> None:

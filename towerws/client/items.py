@@ -183,7 +183,7 @@ class Queue:
         self.wake()
 
     def _forget(self, to: str | None) -> None:
-        """Replace the items that wait by a gap up to the position `to`. The newest `Denied` stays."""
+        """Replace the items that wait by a gap up to the position `to`. The newest `Denied` stays. It alone needs no gap."""
         kept = [self.waiting.popleft()] if self.busy else []
         lost = list(self.waiting)
         first = lost[0]
@@ -193,9 +193,9 @@ class Queue:
             if not isinstance(waiting.item, Denied)
             for topic in ((waiting.item.topic,) if isinstance(waiting.item, Event) else waiting.item.topics)
         )
-        gap = Gap(tuple(topics), first.before, to, "slow")
+        gap = [Waiting(Gap(tuple(topics), first.before, to, "slow"), first.before, ITEM_BYTES, first.at)] if topics else []
         denied = [waiting for waiting in lost if isinstance(waiting.item, Denied)][-1:]
-        self.waiting = deque([*kept, Waiting(gap, first.before, ITEM_BYTES, first.at), *denied])
+        self.waiting = deque([*kept, *gap, *denied])
         self.bytes = sum(waiting.size for waiting in self.waiting)
 
     def take(self) -> Item | None:
