@@ -92,6 +92,17 @@ def test_a_good_certificate(broker: TlsBroker, exchange: str, monkeypatch: pytes
         assert queue.payloads(3) == [{"by": "setting"}, {"by": "environment"}, {"by": "command"}]
 
 
+def test_the_demo(broker: TlsBroker, exchange: str) -> None:
+    """`towerws demo` trusts the authority that its own error text names."""
+    arguments = ["demo", "--broker", broker.url(), "--exchange", exchange, "--count", "1", "--rate", "100"]
+    done = CliRunner(env={"TOWERWS_TLS_CA": ""}).invoke(main, arguments)
+    assert (done.exit_code, "TOWERWS_TLS_CA" in done.stderr) == (1, True), done.stderr
+    done = CliRunner(env={"TOWERWS_TLS_CA": str(broker.authority.file)}).invoke(main, arguments)
+    assert done.exit_code == 0, done.stderr
+    done = CliRunner(env={"TOWERWS_TLS_CA": "/nonexistent"}).invoke(main, arguments)
+    assert (done.exit_code, "TOWERWS_TLS_CA = '/nonexistent': can't be read" in done.stderr) == (2, True), done.stderr
+
+
 def refused(url: str, authority: Path, exchange: str, why: str) -> None:
     """Both clients report at once why they do not connect, and what to check."""
     with Producer(url, exchange=exchange, tls_ca=str(authority)) as producer:

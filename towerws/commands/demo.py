@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 import random
 import signal
 import sys
@@ -14,7 +15,8 @@ import click
 from towerws.commands.publisher import AdminPublisher, AmqpPublisher, Publisher
 from towerws.commands.terminal import Command, StatusLine, bad_parameter, interrupted_by
 from towerws.config.addresses import parse_broker_url, split_urls
-from towerws.core.errors import BrokerError
+from towerws.config.load import load_all
+from towerws.core.errors import BrokerError, ConfigError
 from towerws.core.settings import BrokerSettings
 from towerws.demo.events import events
 
@@ -50,7 +52,7 @@ def demo_command(
     """Publish events as AWX does: jobs that start, print and end. Ctrl-C ends it.
 
     It publishes to the admin port of a daemon, or with --broker to RabbitMQ. If the daemon or the broker can't be reached, it retries
-    until it can.
+    until it can. TOWERWS_TLS_CA names a file with the certificate authorities to trust for amqps://.
 
     \b
     Examples:
@@ -100,4 +102,14 @@ def _publisher(broker: str | None, admin: str | None, exchange: str, status: Sta
         with bad_parameter("--admin"):
             return AdminPublisher(admin or ADMIN_URL, status.say)
     with bad_parameter("--broker"):
-        return AmqpPublisher([parse_broker_url(url) for url in split_urls(broker)], exchange, status.say)
+        urls = [parse_broker_url(url) for url in split_urls(broker)]
+    return AmqpPublisher(urls, exchange, status.say, tls_ca=_authorities())
+
+
+def _authorities() -> str:
+    """Return the file that TOWERWS_TLS_CA names, after the configuration's checks. Empty if it names none."""
+    environment = {name: os.environ[name] for name in ("TOWERWS_TLS_CA",) if name in os.environ}
+    try:
+        return str(load_all({"broker": "embedded:", "auth": "open"}, environment).by_key["tls_ca"].value)
+    except ConfigError as error:
+        raise click.UsageError(str(error)) from None
