@@ -15,6 +15,8 @@ import pytest
 from tests.commands.test_publish import admin
 from tests.commands.test_publisher import Admin
 from tests.kit.daemon import DEADLINE_S, TOWERWS
+from tests.kit.fake_amqp import Peer, Publication, ack
+from tests.kit.forwarder import Forwarder
 from tests.kit.rows import each_row
 from tests.kit.unconfirming_broker import UnconfirmingBroker
 from towerws.commands import publisher as publisher_module
@@ -45,6 +47,37 @@ def test_patience_with_a_broker_that_never_confirms(monkeypatch: pytest.MonkeyPa
         with UnconfirmingBroker(alarm=alarm) as broker:
             publisher = AmqpPublisher([parse_broker_url(broker.url)], "towerws", lambda text: None, patience_s=patience_s)
             assert patience_s <= gives_up_after(publisher, f"{text}; not confirmed within {patience_s:g} s") < patience_s + 1
+
+
+class ConfirmingBroker(UnconfirmingBroker):
+    """It confirms each publication at once."""
+
+    def _published(self, peer: Peer, publication: Publication) -> None:
+        ack(peer, publication)
+
+
+def test_a_broker_that_ends_an_idle_connection() -> None:
+    """While the input pauses, nothing answers heartbeats. The next event goes over a new connection, without a notice or a pause."""
+    said: list[str] = []
+    with ConfirmingBroker() as broker, Forwarder(parse_broker_url(broker.url).port) as way:
+        publisher = AmqpPublisher([parse_broker_url(f"amqp://127.0.0.1:{way.port}")], "towerws", said.append, patience_s=DEADLINE_S)
+        for _ in range(3):
+            publisher.publish("jobs.summary", b"{}")
+            way.cut()
+        publisher.close()
+    assert (said, way.accepted) == ([], 3)
+
+
+def test_a_broker_that_is_gone_after_a_pause() -> None:
+    """Only one attempt is made at once. If it fails, the lost connection is reported, and the deadline holds."""
+    said: list[str] = []
+    with ConfirmingBroker() as broker, Forwarder(parse_broker_url(broker.url).port, most=1) as way:
+        publisher = AmqpPublisher([parse_broker_url(f"amqp://127.0.0.1:{way.port}")], "towerws", said.append, patience_s=1)
+        publisher.publish("jobs.summary", b"{}")
+        way.cut()
+        gives_up_after(publisher, "Connection refused; not confirmed within 1 s")
+    assert len(said) == 1
+    assert "trying again until 1 s have passed" in said[0]
 
 
 def test_patience_counts_from_the_publication(monkeypatch: pytest.MonkeyPatch) -> None:

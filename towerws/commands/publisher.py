@@ -47,6 +47,15 @@ MAX_WARNINGS = 10
 
 TRANSIENT = 1  # AMQP's delivery_mode: live events need not survive a broker's restart
 
+_CONNECTION_ENDED = (
+    pika_exceptions.StreamLostError,
+    pika_exceptions.ConnectionClosedByBroker,
+    pika_exceptions.ConnectionWrongStateError,
+    pika_exceptions.AMQPHeartbeatTimeout,
+    ConnectionError,
+)
+"""The errors of a connection that may have ended before the publication."""
+
 Tell = Callable[[str], None]
 """Gets a notice, such as one about a lost connection, to show to a person."""
 
@@ -162,6 +171,7 @@ class AmqpPublisher:
             headers={"timestamp_in_ms": now_ms},
         )
         self._retry.begin()
+        may_be_idle = self._connection is not None
         while True:
             try:
                 self._publish(topic, payload, properties)
@@ -174,6 +184,9 @@ class AmqpPublisher:
                 self._abandon()
                 if (refusal := _refusal(error)) is not None:
                     raise BrokerError(f"{self._urls[0]} refused: {refusal}") from error
+                if may_be_idle and isinstance(error, _CONNECTION_ENDED):
+                    may_be_idle = False
+                    continue  # while the input pauses, nothing answers heartbeats, so try a new connection at once
                 pause_s = self._retry.lost(f"{self._urls[0]}: {_reason(error)}")
                 self._urls.append(self._urls.pop(0))
                 time.sleep(pause_s)
