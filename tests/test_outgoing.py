@@ -5,7 +5,7 @@ from __future__ import annotations
 import datetime as dt
 import ipaddress
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, cast
@@ -16,8 +16,10 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
-from twisted.internet import protocol, ssl, task
+from twisted.internet import interfaces, protocol, ssl, task
 from twisted.internet import reactor as _reactor
+from twisted.internet.address import IPv4Address
+from zope.interface import implementer
 
 from tests.kit.fake_amqp import RecordingSink
 from tests.kit.rows import each_row
@@ -108,16 +110,59 @@ async def listening(files: tuple[Path, Path] | None) -> AsyncIterator[tuple[int,
         await until(lambda: factory.open == 0)
 
 
+@implementer(interfaces.IHostnameResolver)
+class Loopback:
+    """Resolves some names to 127.0.0.1, and no other name."""
+
+    def __init__(self, names: Sequence[str]) -> None:
+        self._names = names
+
+    def resolveHostName(
+        self, resolutionReceiver: Any, hostName: str, portNumber: int = 0, addressTypes: Any = None, transportSemantics: str = "TCP"
+    ) -> Any:
+        """See `IHostnameResolver`."""
+        resolutionReceiver.resolutionBegan(None)
+        if hostName in self._names:
+            resolutionReceiver.addressResolved(IPv4Address("TCP", "127.0.0.1", portNumber))
+        resolutionReceiver.resolutionComplete()
+
+
 @asynccontextmanager
-async def source_to(port: int, *, tls: bool, **changes: Any) -> AsyncIterator[AmqpSource]:
+async def resolved_to_loopback(*names: str) -> AsyncIterator[None]:
+    """Resolve these names to 127.0.0.1."""
+    before = reactor.installNameResolver(Loopback(names))
+    try:
+        yield
+    finally:
+        reactor.installNameResolver(before)
+
+
+@asynccontextmanager
+async def source_to(port: int, *, tls: bool, host: str = "127.0.0.1", **changes: Any) -> AsyncIterator[AmqpSource]:
     """Return a source that tries that port."""
-    url = BrokerUrl("127.0.0.1", port, "u", Secret("canary"), "/", tls=tls)
+    url = BrokerUrl(host, port, "u", Secret("canary"), "/", tls=tls)
     source = AmqpSource(BrokerSettings(urls=(url,), **changes), RecordingSink(), reactor)
     source.start()
     try:
         yield source
     finally:
         await source.stop()
+
+
+@each_row("host", ["rabbit_mq", "rabbit-mq.", "r3---a"])
+@run
+async def test_names_that_resolve(host: str) -> None:
+    """A name that only /etc/hosts or Docker's DNS knows may break the rules of IDNA."""
+    async with listening(None) as (port, factory), resolved_to_loopback(host), source_to(port, tls=False, host=host):
+        await until(lambda: factory.received.startswith(b"AMQP"))
+
+
+def test_a_host_name_for_which_tls_fails_is_no_fault_of_tls_ca() -> None:
+    """Only an error in the file blames tls_ca."""
+    url = BrokerUrl("rabbit_mq", 1, "u", Secret("p"), "/", tls=True)
+    with pytest.raises(ValueError, match="rabbit_mq") as caught:
+        broker_endpoint(reactor, url, BrokerSettings(urls=(url,)))
+    assert "tls_ca" not in str(caught.value)
 
 
 @run

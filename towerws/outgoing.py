@@ -27,26 +27,41 @@ MakeEndpoint = Callable[[BrokerUrl], IStreamClientEndpoint]
 def broker_endpoint(reactor: Any, url: BrokerUrl, settings: BrokerSettings) -> IStreamClientEndpoint:
     """Return the endpoint of one broker URL. `tls_ca` (PEM, any number of certificates) replaces the system's authorities.
 
-    The file is read again for every attempt, so a renewed file counts. Raises `ValueError` if `tls_ca` can't be used.
+    The file is read again for every attempt, so a renewed file counts. Raises `ValueError` if `tls_ca` can't be used, and if TLS can't
+    be used with the host's name.
     """
-    tcp = HostnameEndpoint(reactor, url.host, url.port, timeout=settings.attempt_s)
+    tcp = tcp_endpoint(reactor, url.host, url.port, settings.attempt_s)
     if not url.tls:
         return tcp
     try:
-        options = _tls(url.host, read_bounded(settings.tls_ca) if settings.tls_ca else None)
+        pem = read_bounded(settings.tls_ca) if settings.tls_ca else None
+        trust = None if pem is None else _trust_root(pem)
     except ValueError as error:
         raise ValueError(f"tls_ca = {settings.tls_ca!r}: {error}") from None
-    return wrapClientTLS(options, tcp)
+    return wrapClientTLS(_tls(url.host, trust), tcp)
+
+
+def tcp_endpoint(reactor: Any, host: str, port: int, timeout_s: float) -> IStreamClientEndpoint:
+    """Return the endpoint of a host that `check_host` accepts. Names that break the rules of IDNA are resolved, too."""
+    endpoint = HostnameEndpoint(reactor, host, port, timeout=timeout_s)
+    endpoint._badHostname = False  # noqa: SLF001 - Docker's DNS knows names such as rabbit_mq
+    return endpoint
 
 
 @lru_cache(maxsize=16)
-def _tls(host: str, pem: bytes | None) -> Any:
+def _trust_root(pem: bytes) -> Any:
+    """Return the trust root of this text. Equal texts give the same one, so that `_tls` finds its context again."""
+    return trust_root(pem)
+
+
+@lru_cache(maxsize=16)
+def _tls(host: str, trust: Any) -> Any:
     """Return the TLS context for a host. All attempts share it while the file stays the same.
 
     A connection that ends leaves reference cycles around its context, and the system's authorities take 870 KiB. That was measured with
     the HTTP client, which uses the same parts (auth/http_client.py).
     """
-    return ssl.optionsForClientTLS(host, trustRoot=None if pem is None else trust_root(pem))
+    return ssl.optionsForClientTLS(host, trustRoot=trust)
 
 
 def read_bounded(path: str, max_bytes: int = MAX_FILE_BYTES) -> bytes:

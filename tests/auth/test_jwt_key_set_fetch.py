@@ -253,6 +253,7 @@ async def test_tls_is_verified(tmp_path_factory: pytest.TempPathFactory) -> None
         ("", "https://host"), ("keys", "https://host"), ("https:///keys", "https://host"), ("https://[::1/keys", "https://host"),
         ("https://a:99999/", "https://host"), ("https://a b/", "https://host"), ("https://\u00e9/", "https://host"),
         ("https://a/\n", "https://host"),
+        ("https://key_cloak/certs", "TLS can't check a certificate for a name with _"), ("https://a..b/", "the host's name"),
         ("http://issuer.example/keys", "must be https"), ("http://10.0.0.1/keys", "must be https"),
         ("http://127.0.0.1.example/", "must be https"), ("http://localhost.example/", "must be https"),
         ("ftp://127.0.0.1/", "must be https"), ("file://localhost/etc/passwd", "must be https"),

@@ -23,7 +23,7 @@ from twisted.web.http_headers import Headers
 from tests.auth.tower_kit import now, run
 from tests.kit.fake_tower import FakeTower, User
 from tests.kit.rows import each_row
-from tests.test_outgoing import certificate, until
+from tests.test_outgoing import certificate, resolved_to_loopback, until
 from towerws.auth.base import Refused, Unavailable
 from towerws.auth.http_client import Response, _BodyCollector
 from towerws.auth.tower_api import MAX_BODY_BYTES, Answer, HttpFetcher, Me, _why, api_base, read_me, read_visible
@@ -227,6 +227,38 @@ def test_what_is_no_address_of_an_api(url: str) -> None:
     with pytest.raises(ConfigError, match=r"tower\.url is") as caught:
         api_base(url)
     assert "canary" not in str(caught.value)
+
+
+@each_row(
+    ("url", "rule"),
+    [
+        ("https://awx_web", "TLS can't check a certificate for a name with _"),
+        ("https://awx-.example", "TLS can't check"),
+        ("http://user:canary@a..b", "the host's name"),
+    ],
+)
+def test_host_names_that_cannot_be_used(url: str, rule: str) -> None:
+    """A name that can't be resolved, or that no certificate can be checked for, is refused with the reason."""
+    with pytest.raises(ConfigError, match=rf"^tower\.url: .*{rule}") as caught:
+        api_base(url)
+    assert "canary" not in str(caught.value)
+
+
+@run
+async def test_a_host_name_with_an_underscore() -> None:
+    """A name that only /etc/hosts or Docker's DNS knows may hold `_`."""
+    async with api() as (tower, fetcher), resolved_to_loopback("awx_web"):
+        answer = await fetcher.get(f"{tower.url.replace('127.0.0.1', 'awx_web')}/api/v2/me/", BEARER)
+        assert answer.status == 200
+
+
+@run
+async def test_a_request_that_cannot_begin() -> None:
+    """An error before the request is sent is a failure like any other. It isn't raised."""
+    fetcher = HttpFetcher(reactor, 1)
+    with pytest.raises(Unavailable, match="can't be reached"):
+        await fetcher.get("https://awx_web/", ())
+    await fetcher.stop()
 
 
 def answer(content: object, status: int = 200) -> Answer:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 from twisted.internet.defer import CancelledError, Deferred
@@ -73,6 +74,20 @@ def test_an_answer_is_read() -> None:
     kit.end(Answer(401, b""), -1)
     with pytest.raises(Refused):
         now(asked)
+    kit.check()
+
+
+def test_a_question_that_cannot_be_sent_frees_its_call() -> None:
+    """A fetcher that raises instead of failing costs no call: the next question is sent."""
+    kit = Kit(calls=1)
+    with patch.object(kit.fetcher, "get", side_effect=ValueError("not a URL")):
+        for _ in range(2):
+            with pytest.raises(ValueError, match="not a URL"):
+                now(kit.ask())
+    assert kit.calls.figures()["in_flight"] == 0
+    asked = kit.ask()
+    kit.end(GOOD)
+    assert now(asked) is True
     kit.check()
 
 

@@ -66,6 +66,15 @@ INSIDES = [
         why="to let every timer follow the monotonic clock by one assignment to `seconds`",
     ),
     Inside(owner="twisted.internet.base:ReactorBase", name="_exitSignal", value=None, why="to end with status 0 after an orderly stop"),
+    # Connecting
+    Inside(
+        owner="twisted.internet.endpoints:HostnameEndpoint",
+        name="connect",
+        through="_badHostname",
+        phrases=("if self._badHostname:", "self._hostText, portNumber=self._port"),
+        why="to resolve names that break the rules of IDNA, as names in Docker's DNS do",
+    ),
+    Inside(owner="twisted.internet.endpoints:HostnameEndpoint", name="_badHostname", why="to resolve names that break the rules of IDNA"),
     # The HTTP client
     Inside(owner="twisted.web._newclient", name="HTTP11ClientProtocol", why="as the base of our connections to the API"),
     Inside(

@@ -22,7 +22,8 @@ import re
 from typing import Any, NamedTuple
 from urllib.parse import SplitResult, urlsplit
 
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import Deferred, maybeDeferred
+from twisted.internet.endpoints import wrapClientTLS
 from twisted.internet.protocol import Protocol, connectionDone
 from twisted.python.failure import Failure
 from twisted.web._newclient import HTTP11ClientProtocol
@@ -35,10 +36,13 @@ from twisted.web.client import (
 )
 from twisted.web.http import PotentialDataLoss
 from twisted.web.http_headers import Headers
+from twisted.web.iweb import IAgentEndpointFactory
+from zope.interface import implementer
 
 from towerws.auth.base import drop_frames
 from towerws.core.errors import ConfigError
-from towerws.outgoing import read_bounded, release, trust_root
+from towerws.core.host_names import check_host
+from towerws.outgoing import read_bounded, release, tcp_endpoint, trust_root
 
 _is_printable = re.compile(r"[!-~]+").fullmatch
 
@@ -60,10 +64,10 @@ def make_pool(reactor: Any, kept: int, idle_s: float) -> Any:
     return pool
 
 
-def make_agent(reactor: Any, pool: Any, trust: Any = None, connect_s: float | None = None) -> Any:
+def make_agent(reactor: Any, pool: Any, trust: Any = None, connect_s: float = 30) -> Any:
     """Return an agent that sends requests through this pool. `trust` (from `read_authorities`) replaces the system's authorities."""
     policy: Any = HostnameCachingHTTPSPolicy(BrowserLikePolicyForHTTPS(trust))
-    return Agent(reactor, policy, connectTimeout=connect_s, pool=pool)
+    return Agent.usingEndpointFactory(reactor, _Endpoints(reactor, policy, connect_s), pool)
 
 
 def read_authorities(option: str, path: str) -> Any:
@@ -75,13 +79,19 @@ def read_authorities(option: str, path: str) -> Any:
 
 
 def split_url(url: str) -> SplitResult | None:
-    """Return the parts of a URL. Return None unless it is printable ASCII without spaces and has a host."""
+    """Return the parts of a URL. Return None unless it is printable ASCII without spaces and has a host.
+
+    Raises `ValueError` with the reason if no connection to the host can be made.
+    """
     try:
         parts = urlsplit(url)
         host, _ = parts.hostname, parts.port  # a port out of range is a ValueError
     except ValueError:
         return None
-    return parts if host and _is_printable(url) else None
+    if not host or not _is_printable(url):
+        return None
+    check_host(host, tls=parts.scheme == "https")
+    return parts
 
 
 def get(agent: Any, url: str, headers: Headers, max_body_bytes: int) -> Deferred[Response]:
@@ -89,8 +99,23 @@ def get(agent: Any, url: str, headers: Headers, max_body_bytes: int) -> Deferred
 
     Fails with Twisted's error about the connection. Cancelling it closes the connection at once.
     """
-    asked: Deferred[Any] = agent.request(b"GET", url.encode("ascii"), headers)
+    asked: Deferred[Any] = maybeDeferred(agent.request, b"GET", url.encode("ascii"), headers)  # raises if TLS can't use the host's name
     return asked.addCallback(_read_body, max_body_bytes).addErrback(_without_frames)
+
+
+@implementer(IAgentEndpointFactory)
+class _Endpoints:
+    """Makes the endpoints of an agent. Twisted's own factory refuses host names with `_`."""
+
+    def __init__(self, reactor: Any, policy: Any, connect_s: float) -> None:
+        self._reactor = reactor
+        self._policy = policy
+        self._connect_s = connect_s
+
+    def endpointForURI(self, uri: Any) -> Any:
+        """See `IAgentEndpointFactory`."""
+        tcp = tcp_endpoint(self._reactor, uri.host.decode("ascii"), uri.port, self._connect_s)
+        return wrapClientTLS(self._policy.creatorForNetloc(uri.host, uri.port), tcp) if uri.scheme == b"https" else tcp
 
 
 class _Connection(HTTP11ClientProtocol):

@@ -268,7 +268,10 @@ class Fetched:
 
 def check_key_set_url(url: str) -> SplitResult:
     """Return the parts of the URL. `ConfigError` unless it is https, or http to this machine, and has no password."""
-    parts = http_client.split_url(url)
+    try:
+        parts = http_client.split_url(url)
+    except ValueError as error:
+        raise ConfigError(f"jwt.jwks_url: {error}") from None
     if parts is None or not (host := parts.hostname):
         raise ConfigError("jwt.jwks_url: must be https://host/path")
     if "@" in parts.netloc:

@@ -93,7 +93,10 @@ def _why(failure: Failure) -> str:
 
 def api_base(url: str) -> str:
     """Return the API's address without the slash at its end. `ConfigError` if `tower.url` can't be used."""
-    parts = http_client.split_url(url)
+    try:
+        parts = http_client.split_url(url)
+    except ValueError as error:
+        raise ConfigError(f"tower.url: {error}") from None
     if parts is None or parts.scheme not in {"http", "https"} or parts.port == 0 or "@" in parts.netloc or "?" in url or "#" in url:
         raise ConfigError("tower.url is http://host or https://host, with a port and a path if need be, without user, query or fragment")
     return url.rstrip("/")

@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, Final, Generic, TypeVar
 
-from twisted.internet.defer import Deferred, fail
+from twisted.internet.defer import Deferred, fail, maybeDeferred
 from twisted.python.failure import Failure
 
 from towerws.auth.base import Refused, Unavailable, drop_frames
@@ -242,7 +242,7 @@ class _Pool:
         self._in_flight_by_owner[call.owner] += 1
         self._background_in_flight += call.question.kind is not Kind.SIGN_IN
         call.timer = self._clock.callLater(self._deadline_s, self._expire, call)
-        call.request = self._fetcher.get(call.question.url, call.question.headers)
+        call.request = maybeDeferred(self._fetcher.get, call.question.url, call.question.headers)
         call.request.addCallbacks(self._answered, self._failed, callbackArgs=(call,), errbackArgs=(call,))
         call.request.addErrback(lambda failure: self._end(call, failure))  # a fault in our code goes to the caller
 

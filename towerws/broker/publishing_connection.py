@@ -122,7 +122,7 @@ class PublishingConnection:
         """Connect to `endpoint`. Call it once."""
         factory = Factory.forProtocol(self._new_connection)
         factory.noisy = False
-        self._connecting = connecting = endpoint.connect(factory)
+        self._connecting = connecting = defer.maybeDeferred(endpoint.connect, factory)
         connecting.addCallbacks(self._connected, self._not_connected)
 
     def publish(self, message: OutgoingMessage) -> None:

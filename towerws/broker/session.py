@@ -93,7 +93,7 @@ class BrokerSession:
         """Connect to `endpoint`. Call it once."""
         factory = Factory.forProtocol(self._new_connection)
         factory.noisy = False
-        self._connecting = connecting = endpoint.connect(factory)
+        self._connecting = connecting = defer.maybeDeferred(endpoint.connect, factory)
         connecting.addCallbacks(self._connected, self._not_connected)
 
     def start_deadline(self) -> None:

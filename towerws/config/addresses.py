@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from urllib.parse import unquote
 
 from towerws.core.client_address import is_loopback
+from towerws.core.host_names import check_host
 from towerws.core.settings import BrokerUrl, Secret
 
 _POSITIONAL = {
@@ -226,6 +227,7 @@ def parse_broker_url(text: str, password: Secret | None = None) -> BrokerUrl:
     if "/" in vhost:
         raise ValueError("write a slash in the virtual host as %2F")
     host, port = _host_and_port(authority, scheme)
+    check_host(host, tls=scheme == "amqps")
     username, own_password = _credentials(credentials) if at else (DEFAULT_CREDENTIAL, None)
     if own_password is not None and password is not None:
         raise ValueError("has a password, and broker_password_file is set as well: use one of them")
