@@ -341,12 +341,59 @@ def test_tokens_without_a_kid(issuer: Issuer) -> None:
     """A token without a `kid` is checked with all keys of its algorithm, up to a bound."""
     asked = issuer.find(None)
     issuer.answer(*[jwk("ES256", number) for number in range(MAX_TRIED)], jwk("EdDSA", kid="k1"))
-    assert len(result(asked)) == MAX_TRIED
+    assert len(result(asked)) == len(result(issuer.find("k1"))) == MAX_TRIED
+    issuer.keys.read_again()
     asked = issuer.find("k1")
     issuer.answer(*[jwk("ES256", number) for number in range(MAX_TRIED + 1)])
     assert result(asked) == []
     with pytest.raises(Refused, match="must have a kid"):
         issuer.kids(None)
+
+
+def method_of(issuer: Issuer, folder: Path) -> JwtMethod:
+    """Return a method that uses the issuer's key set."""
+    method = make_method(folder, issuer.clock, algorithms=("ES256",), jwks_url="https://issuer.example/keys")
+    method._keys = issuer.keys
+    return method
+
+
+@each_row(
+    ("members", "header", "why"),
+    [
+        ([jwk("ES256", 1, kid="old")], {"kid": "new"}, "no key for the token's kid and algorithm"),
+        ([jwk("ES256", 1)], {"kid": "new"}, "no key for the token's kid and algorithm"),
+        ([jwk("ES256", 1, kid="new")], {"kid": "new"}, "signature is not good"),
+        ([jwk("ES256", 1)], {}, "signature is not good"),
+        ([jwk("EdDSA", 1, kid="new")], {"kid": "new"}, "no key for the token's kid and algorithm"),
+        ([], {}, "no key for the token's kid and algorithm"),
+    ],
+)
+def test_an_unknown_key_is_not_a_bad_signature(tmp_path: Path, members: list[object], header: dict[str, Any], why: str) -> None:
+    """A rotation can make a key unknown, so the reason differs from that of a forged token, which counts as an attack."""
+    issuer = Issuer()
+    asked = method_of(issuer, tmp_path).identify(sign(algorithm="ES256", header=header))
+    issuer.answer(*members)
+    if len(issuer.calls) == 2:
+        issuer.answer(*members)
+    with pytest.raises(Refused, match=why):
+        result(asked)
+
+
+def test_a_key_without_a_kid_checks_tokens_with_one(tmp_path: Path) -> None:
+    """A key needs no `kid` (RFC 7517 section 4.5). It is tried if no key has the token's. A key with another `kid` is not."""
+    issuer = Issuer()
+    method = method_of(issuer, tmp_path)
+    asked = method.identify(sign(algorithm="ES256", header={"kid": "a"}))
+    issuer.answer(jwk("ES256", 1, kid="other"), jwk("ES256", 0))
+    assert result(asked).user_id == "anna"
+    assert [key.kid for key in result(issuer.find("other"))] == ["other"]
+    assert [key.kid for key in result(issuer.find("a"))] == [None]
+    issuer.clock.advance(UNKNOWN_KID_S)
+    asked = method.identify(sign(algorithm="ES256", number=2, header={"kid": "b"}))
+    issuer.answer(jwk("ES256", 0), jwk("ES256", 2, kid="b"))
+    assert result(asked).user_id == "anna"
+    with pytest.raises(Unavailable, match="a moment ago"):
+        result(method.identify(sign(algorithm="ES256", number=3, header={"kid": "c"})))
 
 
 def test_a_key_that_is_replaced_under_the_same_name(tmp_path: Path) -> None:
@@ -356,12 +403,12 @@ def test_a_key_that_is_replaced_under_the_same_name(tmp_path: Path) -> None:
         ("no kid anywhere", {}, {}, {}, True),
         ("a kid that is always the same", {"kid": "1"}, {"kid": "1"}, {"kid": "1"}, False),
         ("an empty kid", {"kid": ""}, {"kid": ""}, {"kid": ""}, False),
+        ("only tokens have a kid", {}, {}, {"kid": "1"}, True),
         ("keys get a kid with the rotation", {}, {"kid": "k2"}, {}, True),
     ]
     for name, old, new, header, vague in rows:
         issuer = Issuer()
-        method = make_method(tmp_path, issuer.clock, algorithms=("ES256",), jwks_url="https://issuer.example/keys")
-        method._keys = issuer.keys
+        method = method_of(issuer, tmp_path)
 
         def enter(number: int, header: dict[str, Any] = header, method: JwtMethod = method) -> Deferred[Any]:
             return method.identify(sign(algorithm="ES256", number=number, header=header))

@@ -20,6 +20,7 @@ from tests.auth.jwt_kit import SECRET, b64, claims, sign
 from tests.integration.conftest import NO_FAIL2BAN, require
 from tests.kit.daemon import Daemon
 from tests.kit.ws_kit import request
+from towerws.auth.jwt import NO_KEY
 from towerws.logs import as_journal, as_text
 from towerws.websocket.logs import ConnectionLog, RefusalLog
 
@@ -74,6 +75,7 @@ CASES: list[tuple[str, dict[str, Any], bool, bool]] = [
     ("too many wrong passwords", {**PASSWORD, "reason": "throttled", "status": 503}, True, True),
     ("a forged JWT", {"credential": "bearer token", "detail": "the token's signature is not good"}, True, True),
     ("a forged JWT in a message", {"credential": "token in a message", "detail": "the token's signature is not good"}, True, True),
+    ("a JWT of an unknown key", {"credential": "bearer token", "detail": NO_KEY}, False, True),
     ("an address of IPv6", {**PASSWORD, "address": "2001:db8::7"}, True, True),
     ("a JWT that has expired", {"credential": "bearer token", "detail": "the token has expired"}, False, True),
     ("a session that has ended", {"credential": "session cookie", "session": "5e55"}, False, True),

@@ -23,6 +23,8 @@ from towerws.core.identity import Identity, Revocation
 from towerws.core.settings import JwtSettings
 
 NOT_GRANTED = "not granted"
+NO_KEY = "there is no key for the token's kid and algorithm"
+"""A rotation can cause it. So fail2ban's filter (deploy/fail2ban) doesn't count it as an attack, as it does a bad signature."""
 
 _is_cookie_name = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]{0,128}").fullmatch  # RFC 6265 section 4.1.1
 
@@ -117,7 +119,8 @@ class JwtMethod:
             raise Refused("the token's algorithm is not one of those configured")
         if not any(key.verifies(token) for key in await self._keys.find(token.algorithm, token.kid)):  # noqa: SIM102 - two steps
             if not any(key.verifies(token) for key in await self._keys.find_newer(token.algorithm, token.kid)):
-                raise Refused("the token's signature is not good")
+                known = self._keys.knows(token.algorithm, token.kid)
+                raise Refused("the token's signature is not good" if known else NO_KEY)
         claims = check_claims(read_object(token.payload), self._settings, self._default, self._wall(), from_url=credential.from_url)
         self._ignored_grants += claims.ignored
         return Identity(

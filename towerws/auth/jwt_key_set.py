@@ -10,8 +10,10 @@ An unknown `kid` causes a fetch, at most one in 10 s, since any client can write
 may be a new one, so the token is unavailable and not refused. The answer to a fetch that had begun before the token came may be
 older than the key. So the token waits for the next fetch, too, or is unavailable: it waits for two fetches at most.
 
+A key may lack a `kid` (RFC 7517 section 4.5). Such keys are tried if no key has the token's `kid`.
+
 A bad signature causes such a fetch, too. An issuer whose keys have no `kid`, or always the same one, may have replaced the key. Until
-the next fetch such a token is unavailable if its key has no `kid`. With a `kid` it is refused: the key that it names is known.
+the next fetch such a token is unavailable if a key without a `kid` was tried. Otherwise it is refused: the key that it names is known.
 """
 
 from __future__ import annotations
@@ -37,7 +39,7 @@ from towerws.core.client_address import is_loopback
 from towerws.core.errors import ConfigError, TowerwsError
 
 MAX_KEYS = 100
-MAX_TRIED = 8  # for a token without a kid: each key costs up to 100 microseconds
+MAX_TRIED = 8  # if no key has the token's kid: each key costs up to 100 microseconds
 DEFAULT_AGE_S = 300
 """How long keys are fresh if the answer has no max-age."""
 MIN_AGE_S = 60
@@ -94,6 +96,10 @@ class Jwks:
         """Fetch the keys again, if that is allowed now. Fires with those that may have signed a token with a bad signature."""
         return run(self._find_newer(algorithm, kid))
 
+    def knows(self, algorithm: str, kid: str | None) -> bool:
+        """Whether the key set has a key with this `kid`, or any key for the algorithm if `kid` is None."""
+        return bool(self._named(algorithm, kid))
+
     def take_over(self, before: Jwks) -> None:
         """Use the keys and counts of another source with the same URL and algorithms. The keys are fetched again before the next use.
 
@@ -138,7 +144,7 @@ class Jwks:
 
     async def _find_newer(self, algorithm: str, kid: str | None) -> Sequence[Key]:
         before = self._matching(algorithm, kid)
-        named = kid is not None or all(key.kid is not None for key in before)
+        named = all(key.kid is not None for key in before)
         if not before or (kid is None and named):  # no key at all, or a token that does not name one of the named keys
             return ()
         begun = self._begun
@@ -163,10 +169,16 @@ class Jwks:
             raise Unavailable("the keys of tokens can't be fetched just now")
         if now >= self._fresh_until:
             self.counts["stale"] += 1
-        found = [key for key in self._keys if key.algorithm == algorithm and kid in (None, key.kid)]
+        found = self._named(algorithm, kid)
         if kid is None and len(found) > MAX_TRIED:
             raise Refused(f"the token must have a kid: there are more than {MAX_TRIED} keys")
+        if not found:
+            without = [key for key in self._keys if key.algorithm == algorithm and key.kid is None]
+            return without if len(without) <= MAX_TRIED else []
         return found
+
+    def _named(self, algorithm: str, kid: str | None) -> Sequence[Key]:
+        return [key for key in self._keys if key.algorithm == algorithm and kid in (None, key.kid)]
 
     def _refresh(self) -> Deferred[None]:
         """Fires with None when a fetch has ended, with or without success. Fires at once if it is too early for the next one."""

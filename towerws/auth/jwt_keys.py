@@ -60,6 +60,9 @@ class KeySource(Protocol):
         Fails with `Unavailable` if there may be newer ones that can't be fetched now.
         """
 
+    def knows(self, algorithm: str, kid: str | None) -> bool:
+        """Whether there is a key that a token with this header names. If not, its signature says nothing about the issuer."""
+
     def stop(self) -> Deferred[None]:
         """Close connections. Fires when that is done."""
 
@@ -77,6 +80,10 @@ class FileKeys:
     def find_newer(self, algorithm: str, kid: str | None) -> Deferred[Sequence[Key]]:
         """Fires with no keys: a file is read at the start and at a reload only."""
         return succeed(())
+
+    def knows(self, algorithm: str, kid: str | None) -> bool:
+        """Return true: the key of a file signs all tokens."""
+        return True
 
     def stop(self) -> Deferred[None]:
         """Fires at once."""
