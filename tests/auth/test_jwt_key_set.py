@@ -121,6 +121,33 @@ def test_max_age_within_bounds(issuer: Issuer, said: int | None, counts: int) ->
     assert issuer.keys.counts == {"fetched": 2, "failed": 0, "stale": 0, "limited": 0}
 
 
+@each_row("stale_s", [0, 3600])
+def test_keys_that_are_fetched_for_each_token(tmp_path: Path, stale_s: float) -> None:
+    """With `max_age_s` 0 each token is checked with the keys that were fetched for it. They are not old."""
+    issuer = Issuer(max_age_s=0, stale_s=stale_s)
+    method = method_of(issuer, tmp_path)
+    for number in (0, 1):
+        good = method.identify(sign(algorithm="ES256", number=number, header={"kid": "k"}))
+        forged = method.identify(sign(algorithm="ES256", number=2, header={"kid": "k"}))
+        issuer.answer(jwk("ES256", number, kid="k"))
+        while not issuer.calls[-1].called:
+            issuer.clock.advance(1)  # the answer takes a while
+            issuer.answer(jwk("ES256", number, kid="k"))
+        assert result(good).user_id == "anna"
+        with pytest.raises(Refused, match="signature is not good"):
+            result(forged)
+        issuer.clock.advance(1)
+    assert issuer.keys.counts["stale"] == issuer.keys.counts["failed"] == 0
+    asked = issuer.find("k")
+    issuer.calls[-1].errback(Failure(FetchError("down")))
+    if stale_s:
+        assert [key.kid for key in result(asked)] == ["k"]
+        assert issuer.keys.counts["stale"] == 1
+    else:
+        with pytest.raises(Unavailable, match="can't be fetched"):
+            result(asked)
+
+
 def test_rotation(known: Issuer) -> None:
     """An unknown `kid` causes one fetch and finds its key. A key that is no longer in the set is gone."""
     asked = known.find("k2")

@@ -126,9 +126,10 @@ class Jwks:
         return succeed(None)
 
     async def _find(self, algorithm: str, kid: str | None) -> Sequence[Key]:
-        begun = self._begun
+        begun, fetched = self._begun, self.counts["fetched"]
         if self._clock.seconds() >= self._fresh_until:
             await self._refresh()
+        self._check_age(fetched)
         found = self._matching(algorithm, kid)
         while not found and self._ended <= begun and self._may_refresh:
             if self._fetching is None:
@@ -137,6 +138,7 @@ class Jwks:
                     raise Unavailable("the token's key is not known, and the keys were fetched a moment ago")
                 self._next_unknown = self._clock.seconds() + UNKNOWN_KID_S
             await self._refresh()
+            self._check_age(fetched)
             found = self._matching(algorithm, kid)
         if not found and (self._failing or self._ended <= begun):
             raise Unavailable("the token's key is not known, and the keys can't be fetched just now")
@@ -163,12 +165,20 @@ class Jwks:
             raise Unavailable("the token's key may be a new one, and the keys can't be fetched just now")
         return self._matching(algorithm, kid)
 
-    def _matching(self, algorithm: str, kid: str | None) -> Sequence[Key]:
+    def _check_age(self, fetched: int) -> None:
+        """Fail with `Unavailable` if the keys are too old. `fetched` is the count of fetches when the token came.
+
+        Keys that were fetched after that can be used for this token. Their max-age does not matter.
+        """
+        if self.counts["fetched"] > fetched:
+            return
         now = self._clock.seconds()
         if now >= self._usable_until:
             raise Unavailable("the keys of tokens can't be fetched just now")
         if now >= self._fresh_until:
             self.counts["stale"] += 1
+
+    def _matching(self, algorithm: str, kid: str | None) -> Sequence[Key]:
         found = self._named(algorithm, kid)
         if kid is None and len(found) > MAX_TRIED:
             raise Refused(f"the token must have a kid: there are more than {MAX_TRIED} keys")
