@@ -1,15 +1,16 @@
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, cast
 
 import pytest
 from twisted.internet.defer import CancelledError, Deferred, fail, succeed
+from twisted.internet.task import Clock
 from twisted.python.failure import Failure
 
 from tests.kit.rows import each_row
 from towerws.auth.base import Refused, Unavailable, takes_tokens
-from towerws.auth.chain import Chain
+from towerws.auth.chain import RETIRED_S, Chain, Replacements
 from towerws.core.http_head import Head
 from towerws.core.identity import Identity, Revocation
 
@@ -175,3 +176,79 @@ def test_figures() -> None:
         with pytest.raises(type(error)):
             now(alone.authenticate(HEAD, "192.0.2.1"))
         assert alone.figures() == {"jwt": {**nothing, **counted}}
+
+
+class Slow(Fake):
+    """A method that answers questions when a test does."""
+
+    takes_tokens = True
+
+    def __init__(self, name: str) -> None:
+        super().__init__(name, None)
+        self.open: list[Deferred[Any]] = []
+
+    def _give(self, *_: Any) -> Deferred[Any]:
+        self.open.append(Deferred())
+        return self.open[-1]
+
+    identify = tell_refusals = _give
+    refusals = revalidate = _give  # type: ignore[assignment]
+
+
+QUESTIONS: dict[str, Callable[[Chain], Deferred[Any]]] = {
+    "authenticate": lambda chain: chain.authenticate(HEAD, "192.0.2.1"),
+    "identify": lambda chain: chain.identify("token"),
+    "refusals": lambda chain: chain.refusals(Identity(7, "tower"), ["job_events.42"]),
+    "tell_refusals": lambda chain: chain.tell_refusals(Identity(7, "tower"), ["job_events.42"], lambda refused: None),
+    "revalidate": lambda chain: chain.revalidate(Identity(7, "tower")),
+}
+
+
+@each_row("question", QUESTIONS.values(), ids=QUESTIONS)
+@each_row("answer", [None, Unavailable("down"), "cancelled"])
+def test_a_replaced_method_answers_before_it_is_stopped(question: Callable[[Chain], Deferred[Any]], answer: object) -> None:
+    """A check of many objects takes minutes. The replaced method is stopped when its last question has ended."""
+    clock, before, after = Clock(), Slow("tower"), Slow("tower")
+    chain = Chain([before])
+    asked = [question(chain), question(chain)]
+    chain.replace(Replacements({}, {"tower": after}), clock)
+    later = question(chain)
+    assert (len(before.open), len(after.open)) == (2, 1)
+    before.open[0].callback(None)
+    clock.advance(RETIRED_S - 1)
+    assert [before.stopped, after.stopped] == [False, False]
+    if answer == "cancelled":
+        asked[1].cancel()
+    else:
+        before.open[1].callback(None) if answer is None else before.open[1].errback(Failure(cast("Exception", answer)))
+    clock.advance(0)
+    assert [before.stopped, after.stopped] == [True, False]
+    assert clock.getDelayedCalls() == []
+    for each in (*asked, later):
+        each.addErrback(lambda _: None)
+
+
+def test_a_replaced_method_that_never_answers() -> None:
+    """It is stopped after a bound. A method with no open question is stopped at once."""
+    clock, methods = Clock(), [Slow("tower") for _ in range(3)]
+    chain = Chain(methods[:1])
+    QUESTIONS["refusals"](chain)
+    for after in methods[1:]:
+        chain.replace(Replacements({}, {"tower": after}), clock)
+    clock.advance(0)
+    assert [method.stopped for method in methods] == [False, True, False]
+    clock.advance(RETIRED_S)
+    assert [method.stopped for method in methods] == [True, True, False]
+
+
+def test_a_handshake_during_a_replacement_asks_the_new_method() -> None:
+    """The first method was still asked when the second one was replaced."""
+    clock, jwt, before, after = Clock(), Slow("jwt"), Slow("tower"), Slow("tower")
+    chain = Chain([jwt, before])
+    asked = chain.authenticate(HEAD, "192.0.2.1")
+    chain.replace(Replacements({}, {"tower": after}), clock)
+    clock.advance(0)
+    jwt.open[0].callback(None)
+    assert (len(before.open), len(after.open)) == (0, 1)
+    after.open[0].callback(Identity(7, "tower"))
+    assert now(asked) == Identity(7, "tower")

@@ -3,12 +3,13 @@
 The handshake tries each method. Later calls go to the method that authenticated the user. `Open` is the method without authentication.
 
 A reload makes only those methods again whose settings or files changed. The others keep their caches and counts. A method that was replaced
-answers what it was asked, and is stopped after `RETIRED_S`.
+answers what it was asked, and is stopped when its last question has ended, or after `RETIRED_S`.
 """
 
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, NamedTuple, TypeVar
@@ -40,11 +41,12 @@ from towerws.core.identity import Identity, Revocation
 from towerws.core.settings import Settings
 from towerws.core.topics import GroupTable
 
-RETIRED_S: Final = 30.0
-"""How long a method that was replaced may take to answer what it was asked. All of its deadlines are shorter."""
+RETIRED_S: Final = 600.0
+"""How long a method that was replaced may take to answer what it was asked. 400 objects of a slow API take 100 s (docs/security.md)."""
 
 MAX_FILE_BYTES: Final = 16 * 1024**2
 
+Answer = TypeVar("Answer")
 Result = TypeVar("Result", Identity, Identity | None)
 
 
@@ -115,6 +117,8 @@ class Chain:
         """`origins` says what each method was made from, by its name. `make_replacements` compares with it."""
         self._counts = {method.name: {"accepted": 0, "refused": 0, "unavailable": 0} for method in methods}
         self._retired: dict[Method, Any] = {}  # the methods that were replaced, each with the timer that stops it
+        self._open: Counter[Method] = Counter()
+        """How many questions each method has not answered yet. A method with none is left out."""
         self._origins = origins or {}
         self._use(methods)
 
@@ -132,12 +136,12 @@ class Chain:
         return Replacements(origins, {name: _make_method(name, settings, reactor) for name in changed})
 
     def replace(self, replacements: Replacements, reactor: Any) -> None:
-        """Put new methods in force. The replaced methods answer what they were asked, and are stopped after `RETIRED_S`."""
+        """Put new methods in force. Each replaced method answers what it was asked, for `RETIRED_S` at most, and is stopped."""
         for name, method in replacements.methods.items():
             before = self._by_name[name]
             if isinstance(method, TakesOver):
                 method.take_over(before)
-            self._retired[before] = reactor.callLater(RETIRED_S, self._stop_retired, before)
+            self._retired[before] = reactor.callLater(RETIRED_S if before in self._open else 0, self._stop_retired, before)
         self._use([replacements.methods.get(name, method) for name, method in self._by_name.items()])
         self._origins = replacements.origins
         for method in self._methods:
@@ -154,13 +158,14 @@ class Chain:
         """Fires with the first identity, or with None if there is no credential of any kind. Fails as the methods do."""
         if len(self._methods) == 1:
             (method,) = self._methods
-            return self._counted(method.name, method.authenticate(head, address))
+            return self._counted(method, method.authenticate(head, address))
         return self._first(head, address).addErrback(without_frames)
 
     @inlineCallbacks
     def _first(self, head: Head, address: str) -> Generator[Deferred[Any], Any, Identity | None]:
-        for method in self._methods:
-            identity: Identity | None = yield self._counted(method.name, maybeDeferred(method.authenticate, head, address))
+        for name in tuple(self._by_name):
+            method = self._by_name[name]  # looked up when it is asked: a reload may have replaced it
+            identity: Identity | None = yield self._counted(method, maybeDeferred(method.authenticate, head, address))
             if identity is not None:
                 return identity
         return None
@@ -172,15 +177,17 @@ class Chain:
     def identify(self, token: str, address: str = "") -> Deferred[Identity]:
         """Ask the first method that recognizes the token, otherwise the last that takes tokens. Call this only if `takes_tokens` is set."""
         method = next((method for method in self._token_methods if recognizes(method, token)), self._token_methods[-1])
-        return self._counted(method.name, method.identify(token, address))
+        return self._counted(self._by_name[method.name], method.identify(token, address))
 
     def refusals(self, identity: Identity, topics: Sequence[str]) -> Deferred[dict[str, str]]:
         """Ask the method that authenticated this user."""
-        return self._by_name[identity.method].refusals(identity, topics)
+        method = self._by_name[identity.method]
+        return self._followed(method, method.refusals(identity, topics))
 
     def tell_refusals(self, identity: Identity, topics: Sequence[str], tell: Callable[[dict[str, str]], object]) -> Deferred[None]:
         """Ask the method that authenticated this user."""
-        return tell_refusals(self._by_name[identity.method], identity, topics, tell)
+        method = self._by_name[identity.method]
+        return self._followed(method, tell_refusals(method, identity, topics, tell))
 
     def undecided(self, identity: Identity, topics: Sequence[str]) -> frozenset[str]:
         """Ask the method that authenticated this user."""
@@ -188,7 +195,8 @@ class Chain:
 
     def revalidate(self, identity: Identity) -> Deferred[Identity]:
         """Ask the method that authenticated this user."""
-        return self._by_name[identity.method].revalidate(identity)
+        method = self._by_name[identity.method]
+        return self._followed(method, method.revalidate(identity))
 
     def forget(self, revocation: Revocation | None) -> None:
         """Make every method drop its cached answers."""
@@ -202,12 +210,27 @@ class Chain:
             for name, counts in self._counts.items()
         }
 
-    def _counted(self, name: str, asked: Deferred[Result]) -> Deferred[Result]:
+    def _counted(self, method: Method, asked: Deferred[Result]) -> Deferred[Result]:
+        counts = self._counts[method.name]
         if result_if_ready(asked) is not None:
-            self._counts[name]["accepted"] += 1
+            counts["accepted"] += 1
             return asked
-        counts = (self._counts[name],)
-        return asked.addCallbacks(_accepted, _failed, callbackArgs=counts, errbackArgs=counts)
+        return self._followed(method, asked).addCallbacks(_accepted, _failed, callbackArgs=(counts,), errbackArgs=(counts,))
+
+    def _followed(self, method: Method, asked: Deferred[Answer]) -> Deferred[Answer]:
+        """Count the question until it ends."""
+        if asked.called and not asked.paused:
+            return asked
+        self._open[method] += 1
+        return asked.addBoth(self._ended, method)
+
+    def _ended(self, result: Answer, method: Method) -> Answer:
+        self._open[method] -= 1
+        if not self._open[method]:
+            del self._open[method]
+            if method in self._retired:
+                self._retired[method].reset(0)  # not at once: the method is about to call others that wait for the same answer
+        return result
 
     def stop(self) -> Deferred[None]:
         """Stop all methods. Fires when all have ended, even if one of them fails."""
