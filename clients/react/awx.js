@@ -3,6 +3,9 @@
 import { useEffect, useRef, useState } from "react";
 import { connect } from "towerws";
 
+/** If `subscribed` comes within this many milliseconds of the mount, the page's first fetch counts. */
+const SOON_MS = 1000;
+
 let client = null;
 let users = 0;
 
@@ -36,6 +39,7 @@ export default function useWebsocket(subscribeGroups, refetch) {
   useEffect(() => seen.current(), [last]);
 
   useEffect(() => {
+    const mounted = performance.now();
     const lost = () => (missed.current ? missed.current() : window.dispatchEvent(new Event("towerws:missed")));
     const subscription = enter().subscribe(subscribeGroups, {
       event: ({ payload }) =>
@@ -43,6 +47,9 @@ export default function useWebsocket(subscribeGroups, refetch) {
           seen.current = done;
           setLast({ payload });
         }),
+      // The page fetched at its mount. After a failed attempt or a slow one, what came in between is missing. If this were called each
+      // time, every page would fetch twice, and a page that reloads itself at `towerws:missed` would never end.
+      subscribed: () => performance.now() - mounted > SOON_MS && lost(),
       stale: lost,
       gap: lost,
       denied: ({ denied }) => console.warn("towerws: not subscribed", denied),

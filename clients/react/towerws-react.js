@@ -10,6 +10,8 @@ export function useTowerws(client, groups, handlers) {
   // Groups are compared by value: a component writes them as a literal, which is a new object at each render.
   const key = JSON.stringify(groups);
   useEffect(() => {
+    // `subscribe` would throw, and an error in an effect makes React remove the whole page. `onerror` has got the reason.
+    if (client.state === "closed") return undefined;
     const tell = (name) => (item) => {
       const found = current.current;
       const handler = typeof found === "function" ? name === "event" && found : found?.[name];

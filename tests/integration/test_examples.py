@@ -249,6 +249,8 @@ import useWebsocket from "towerws-react/awx";
 
 window.seen = [];
 window.fetched = 0;
+window.missed = 0;
+window.addEventListener("towerws:missed", () => { window.missed += 1; });
 
 function Header() {
   useWebsocket({ control: ["limit_reached_1"] });
@@ -314,6 +316,22 @@ def test_awx_list_page(files: Files, chromium: Chromium, tmp_path: Path) -> None
         assert page.run("seen") == list(range(numbers)), "each message was rendered, in order"
         page.run("unmount()")
         subscribed(daemon, 0)
+        page.go("about:blank")
+
+
+def test_awx_list_page_that_connects_late(files: Files, chromium: Chromium, tmp_path: Path) -> None:
+    """The page fetched its list before the daemon came. What changed in between is fetched, too, and the window gets the event."""
+    files.jobs = {"1": "pending"}
+    with Daemon(tmp_path, "embedded:") as daemon:
+        page = chromium.open(daemon.url.replace("ws://", "http://").replace("/websocket/", "/page/"))
+        daemon.kill()
+        with_react(page, files, AWX_PAGE)
+        until(page, shows("1: pending"))
+        page.run("new Promise((done) => setTimeout(done, 1000))")  # the hook's SOON_MS
+        files.jobs = {"1": "changed"}
+        daemon.start()
+        until(page, shows("1: changed"))
+        assert page.run("[fetched, missed]") == [2, 1], "one for the hook with a function to fetch, one for that without"
         page.go("about:blank")
 
 
@@ -417,6 +435,32 @@ def test_the_newest_event_is_of_the_present_groups(files: Files, chromium: Chrom
     page.run("happens('two')")
     until(page, shows("job 2: two"))
     assert page.run("rendered") == ["job 1: nothing", "job 1: one", "job 2: nothing", "job 2: two"]
+
+
+STOPPED_PAGE = """
+import { createElement as h } from "react";
+import { connect } from "towerws";
+import { useTowerws } from "towerws-react";
+
+const live = connect(`${base}/websocket/`, { onerror: () => {} });
+live.close();
+
+function Job() {
+  const newest = useTowerws(live, { job_events: [1] }, () => {});
+  return h("li", null, newest === null ? "nothing" : "an event");
+}
+
+ReactDOM.createRoot(document.body).render(h("ul", { id: "jobs" }, h(Job)));
+"""
+
+
+def test_a_component_that_is_mounted_after_the_client_stopped(files: Files, chromium: Chromium) -> None:
+    """The page stays. An error in the effect would make React remove all of it."""
+    page = chromium.open(f"{files.origin}/clients/react/package.json")
+    with_react(page, files, STOPPED_PAGE)
+    until(page, shows("nothing"))
+    page.run("new Promise((done) => setTimeout(done, 100))")
+    assert page.run(shows("nothing"))
 
 
 TYPED = """
