@@ -21,8 +21,10 @@ from private_rabbitmq import free_port
 
 from tests.integration.tower_api import OAUTH, Api, serve_tower
 from tests.kit.daemon import DEADLINE_S, TOWERWS, Daemon
+from tests.kit.rows import each_row
 from tests.kit.standin import StandIn
 from towerws.cli import main
+from towerws.core.origins import HOST_REFUSED, ORIGIN_REFUSED
 from towerws.tail.session import DEFAULT_TOPICS
 
 
@@ -432,6 +434,16 @@ def test_refused(tails: list[Running], status: int, code: int, text: str) -> Non
         tails.append(Running("--url", standin.url, "own.thing"))
         assert tails[0].process.wait(DEADLINE_S) == code
     assert text in tails[0].notice() + " " + (tails[0].notice() if code == 1 else "")
+
+
+@each_row("why", [HOST_REFUSED, ORIGIN_REFUSED])
+def test_refused_for_another_reason(why: str) -> None:
+    """A token does not help if the daemon refuses the Host or the Origin that it gets. Its own text is shown."""
+    with StandIn(refuse=403, why=why) as standin:
+        run = Running("--url", standin.url, "own.thing")
+        assert run.process.wait(DEADLINE_S) == 3
+    notice = run.notice()
+    assert (why in notice, "--token" in notice, "towerws doctor" in notice) == (True, False, True), notice
 
 
 def test_nothing_allowed(tails: list[Running]) -> None:

@@ -19,7 +19,9 @@ from websockets.typing import Subprotocol
 class StandIn:
     """Listens on its own port until `stop`. `requests` has the clients' requests in order, with the connection's number."""
 
-    def __init__(self, port: int = 0, *, log: str = "standin", refuse: int | None = None, deny: tuple[str, ...] = ()) -> None:
+    def __init__(
+        self, port: int = 0, *, log: str = "standin", refuse: int | None = None, why: str = "no", deny: tuple[str, ...] = ()
+    ) -> None:
         self.requests: queue.Queue[dict[str, Any]] = queue.Queue()
         self.headers: list[Headers] = []
         self.closes: queue.Queue[int | None] = queue.Queue()
@@ -32,6 +34,7 @@ class StandIn:
         """Called once, just before the next request is answered."""
         self._log = log
         self._refuse = refuse
+        self._why = why
         self._deny = deny
         self._lock = threading.RLock()
         self._clients: dict[ServerConnection, list[str]] = {}
@@ -106,7 +109,7 @@ class StandIn:
     def _opening(self, client: ServerConnection, request: Request) -> Response | None:
         self.headers.append(request.headers)
         if self._refuse is not None:
-            return client.respond(http.HTTPStatus(self._refuse), "no\n")
+            return client.respond(http.HTTPStatus(self._refuse), f"{self._why}\n")
         return None
 
     def _handle(self, client: ServerConnection) -> None:

@@ -53,6 +53,9 @@ The daemon itself takes up to 8 s to answer that it could not check a topic.
 TOLD_AT = 3
 """`onerror` gets an error when the handshake has failed so many times in a row."""
 
+MAX_SAID = 200
+"""Most bytes of a refusal's text that `ClientError.said` has."""
+
 LATER = {408, 425, 429}
 """HTTP statuses below 500 that mean: try again later."""
 
@@ -313,12 +316,13 @@ class Client:
 
     def _handshake_refused(self, error: InvalidStatus) -> _End:
         status = error.response.status_code
-        reason = ClientError("handshake", f"the server refuses the handshake (HTTP {status})", status=status)
+        said = bytes((error.response.body or b"")[:MAX_SAID]).decode("ascii", "replace").strip()
+        reason = ClientError("handshake", f"the server refuses the handshake (HTTP {status})", status=status, said=said)
         self._refusals += 1
         if status in {401, 403}:
             if self._options.token is None:
                 return _End(reason, stop=True)
-            reason = ClientError("token", f"the server refuses the token (HTTP {status})", status=status)
+            reason = ClientError("token", f"the server refuses the token (HTTP {status})", status=status, said=said)
             return _End(reason, stop=not self._tokens.refused())
         if 200 <= status < 500 and status not in LATER and not self._was_welcomed:
             return _End(reason, stop=True)  # A URL that has worked before is right: a proxy may answer 404 while the daemon restarts.

@@ -23,6 +23,7 @@ from towerws import __version__
 from towerws.client import Client, ClientError, Denied, Event, Gap, StateChange, Subscribed, Subscription, connect
 from towerws.client.items import as_groups
 from towerws.core.errors import CloseReason
+from towerws.core.origins import HOST_REFUSED, ORIGIN_REFUSED
 from towerws.core.wire import UNAVAILABLE
 from towerws.tail.text import OUTPUT_GROUPS, Printer, json_line, shown
 
@@ -180,7 +181,10 @@ class Tail:
         reason, url = change.reason, self._options.url
         said = shown(str(reason).removeprefix("no connection: "))
         if change.state == "closed":
-            if reason.status in {401, 403} or reason.said == CloseReason.NO_CREDENTIAL.value.reason:
+            if reason.said in {HOST_REFUSED, ORIGIN_REFUSED}:
+                advice = "`towerws doctor --url`, on the daemon's machine, says what to change"
+                self._end(REFUSED, f"towerws: {url} refuses access ({reason.status}): {reason.said}. {advice}")
+            elif reason.status in {401, 403} or reason.said == CloseReason.NO_CREDENTIAL.value.reason:
                 self._refused(str(reason.status or reason.said))
             elif reason.code == "protocol":
                 self._end(FAILED, f"towerws: {url} doesn't speak towerws.v1: is it a towerws daemon? --url names another")
