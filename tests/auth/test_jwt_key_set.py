@@ -3,7 +3,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 from urllib.parse import urlsplit
 
 import pytest
@@ -558,6 +558,7 @@ def test_a_successor_takes_over_keys_and_counts(known: Issuer) -> None:
     """It uses the keys until its own fetch succeeds, for as long as its predecessor would have."""
     successor = Issuer()
     successor.keys.take_over(known.keys)
+    successor.keys.counts.update(known.keys.counts)
     successor.keys.read_again()
     asked = successor.find()
     successor.calls[-1].errback(Failure(FetchError("down")))
@@ -604,3 +605,11 @@ def test_a_reload_bounds_the_keys_of_before(issuer: Issuer, max_age_s: float, st
             else:
                 with pytest.raises(Unavailable):
                     result(asked)
+
+
+def test_another_url_keeps_the_counts(tmp_path: Path) -> None:
+    """A reload sets no count back, though keys of another URL are not used."""
+    before, after = knowing(Issuer()), Issuer()
+    successor = make_method(tmp_path, after.clock, algorithms=("ES256",), jwks_url="https://other.example/keys")
+    successor.take_over(method_of(before, tmp_path))
+    assert cast("dict[str, object]", successor.figures()["keys"]) == before.keys.counts

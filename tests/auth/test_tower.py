@@ -675,3 +675,25 @@ def test_a_call_from_before_a_revocation_is_not_shared_or_cached() -> None:
     bench.fetcher.paths()
     bench.method.authenticate(cookie("k"), HERE)
     assert bench.fetcher.paths() == [ME]
+
+
+def test_a_successor_goes_on_counting() -> None:
+    """A reload sets no count back. What the replaced method does later counts, too."""
+    before, after = Bench(), Bench()
+    before.fetcher.answers = {"/me/": me()}
+    for _ in range(2):
+        user = now(before.method.authenticate(cookie("s"), "192.0.2.1"))
+    assert user is not None
+    now(before.method.authenticate(head(authorization="Basic YTpi"), "192.0.2.1"))
+    after.method.take_over(before.method)
+    counted: Any = after.method.figures()
+    assert counted["cache_hits"]["valid"] == 1
+    assert (counted["calls"]["made"], counted["calls"]["passwords"]["made"]) == (1, 1)
+    assert counted["calls"]["seconds"]["buckets"]["+Inf"] == 1
+    before.method.undecided(user, ["job_events.42"])
+    late = before.method.refusals(user, ["job_events.42"])
+    before.fetcher.asked[-1][2].callback(Answer(200, b"{}"))
+    assert now(late) == now(before.method.refusals(user, ["job_events.42"])) == {}
+    counted = after.method.figures()
+    assert counted["cache_hits"]["allowed"] == 1
+    assert (counted["calls"]["made"], counted["calls"]["seconds"]["buckets"]["+Inf"]) == (2, 2)

@@ -86,11 +86,13 @@ class JwtMethod:
         """Do nothing, since nothing is cached. A token says the same until it expires."""
 
     def take_over(self, before: JwtMethod) -> None:
-        """Keep the count of ignored entries, and the keys that were fetched from the same URL."""
+        """Keep the counts, and the keys that were fetched from the same URL."""
         self._ignored_grants = before._ignored_grants
         same = (self._settings.jwks_url, self._settings.algorithms) == (before._settings.jwks_url, before._settings.algorithms)
-        if same and isinstance(self._keys, Jwks) and isinstance(before._keys, Jwks):
-            self._keys.take_over(before._keys)
+        if isinstance(self._keys, Jwks) and isinstance(before._keys, Jwks):
+            self._keys.counts.update(before._keys.counts)
+            if same:
+                self._keys.take_over(before._keys)
 
     def read_again(self) -> None:
         """Fetch keys before the next token is checked."""

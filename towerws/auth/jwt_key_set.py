@@ -101,14 +101,13 @@ class Jwks:
         return bool(self._named(algorithm, kid))
 
     def take_over(self, before: Jwks) -> None:
-        """Use the keys and counts of another source with the same URL and algorithms. The keys are fetched again before the next use.
+        """Use the keys of another source with the same URL and algorithms. The keys are fetched again before the next use.
 
         If that fails, the keys are used no longer than either source would use them: a reload that lowers a bound counts for them, too.
         """
         self._keys, self._failing = before._keys, before._failing
         self._fetched_at, self._age_s = before._fetched_at, before._age_s
         self._usable_until = min(before._usable_until, self._fetched_at + self._fresh_s() + self._stale_s)
-        self.counts.update(before.counts)
 
     def read_again(self) -> None:
         """Fetch the keys before the next use, however new they are. If that fails, the old ones are used as long as they may be.

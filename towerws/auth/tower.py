@@ -155,8 +155,11 @@ class TowerMethod:
         self._revocations.add(revocation, self._clock.seconds())
 
     def take_over(self, before: TowerMethod) -> None:
-        """Keep the counts of failed sign-ins, so that a reload gives a client that guesses passwords no new attempts."""
+        """Keep the counts since the start, and those of failed sign-ins: a reload gives a client that guesses passwords no new attempts."""
         self._sign_ins = before._sign_ins
+        self._hits = before._hits
+        self._objects.hits = before._objects.hits
+        self._calls.take_over(before._calls)
 
     def stop(self) -> Deferred[None]:
         """Fail all questions with `Unavailable`, later ones too. Fires when the idle connections are closed."""

@@ -91,6 +91,14 @@ class _Call(Generic[T]):
             timer.cancel()
 
 
+class _Counts:
+    """Counts of one pool since the start. A reload hands them on to the next pool."""
+
+    def __init__(self) -> None:
+        self.made = self.failed = self.turned_away = 0
+        self.seconds = Histogram(SECONDS)
+
+
 class TowerCalls:
     """Sends questions to the API. A question that can't be sent, or is not answered, fails with `Unavailable`."""
 
@@ -112,6 +120,11 @@ class TowerCalls:
     def get(self, question: Question, read: Callable[[Answer], T]) -> Deferred[T]:
         """Fires with what `read` returns for the answer, or fails with what it raises, within `wait_s` plus the deadline."""
         return (self._password_pool if question.password else self._session_pool).get(question, read)
+
+    def take_over(self, before: TowerCalls) -> None:
+        """Go on with the counts of the calls that are replaced. Their last answers count, too."""
+        self._session_pool.counts = before._session_pool.counts
+        self._password_pool.counts = before._password_pool.counts
 
     def pause(self, delay_s: float) -> Deferred[None]:
         """Fires after `delay_s` seconds. Fails with `Unavailable` if everything is stopped before that."""
@@ -169,19 +182,18 @@ class _Pool:
         self._handshake_queue: FairQueue[_Call[Any]] = FairQueue(settings.calls_waiting)
         self._background_queue: FairQueue[_Call[Any]] = FairQueue(settings.calls_waiting)
         self._sending = self._stopped = False
-        self._sent = self._failures = self._turned_away = 0
-        self._seconds = Histogram(SECONDS)
+        self.counts = _Counts()
 
     def figures(self) -> dict[str, object]:
         """See `TowerCalls`."""
         return {
-            "made": self._sent,
-            "failed": self._failures,
-            "turned_away": self._turned_away,
+            "made": self.counts.made,
+            "failed": self.counts.failed,
+            "turned_away": self.counts.turned_away,
             "in_flight": len(self._in_flight),
             "waiting": len(self._handshake_queue) + len(self._background_queue),
             "breaker": self._breaker.state,
-            "seconds": self._seconds.figures(),
+            "seconds": self.counts.seconds.figures(),
         }
 
     def get(self, question: Question, read: Callable[[Answer], T]) -> Deferred[T]:
@@ -227,7 +239,7 @@ class _Pool:
 
     def _turn_away(self, call: _Call[Any], why: str) -> None:
         """End a call that was not sent. The log says why, since this is not the API's fault."""
-        self._turned_away += 1
+        self.counts.turned_away += 1
         self._log.warning(f"a question to the Tower API was not sent: {why}; {{in_flight}} in flight", in_flight=len(self._in_flight))
         self._end(call, Failure(Unavailable(f"the API could not be asked: {why}")))
 
@@ -236,7 +248,7 @@ class _Pool:
         if not self._breaker_of(call).admit(self._clock.seconds()):
             self._turn_away(call, "it failed repeatedly, and is asked rarely until it answers")
             return
-        self._sent += 1
+        self.counts.made += 1
         call.sent_at = self._clock.seconds()
         self._in_flight.add(call)
         self._in_flight_by_owner[call.owner] += 1
@@ -282,7 +294,7 @@ class _Pool:
         call.cancel_timer()
         if call in self._in_flight:
             self._in_flight.discard(call)
-            self._seconds.observe(self._clock.seconds() - call.sent_at)
+            self.counts.seconds.observe(self._clock.seconds() - call.sent_at)
             self._in_flight_by_owner[call.owner] -= 1
             self._background_in_flight -= call.question.kind is not Kind.SIGN_IN
             if not self._in_flight_by_owner[call.owner]:
@@ -299,7 +311,7 @@ class _Pool:
         self._sending = True
         while len(self._in_flight) < self._calls and not self._stopped:
             background = bool(self._background_queue) and self._background_in_flight < self._background_calls
-            if self._handshake_queue and not (background and self._sent % BACKGROUND_EVERY == 0):
+            if self._handshake_queue and not (background and self.counts.made % BACKGROUND_EVERY == 0):
                 self._send(self._handshake_queue.pop(self._in_flight_by_owner))
             elif background:
                 self._send(self._background_queue.pop(self._in_flight_by_owner))
@@ -308,7 +320,7 @@ class _Pool:
         self._sending = False
 
     def _note_failure(self, why: str) -> None:
-        self._failures += 1
+        self.counts.failed += 1
         self._log.warning("the Tower API can't be asked: {why}", why=why)
 
     def _count_failure(self, call: _Call[Any], *, by_client: bool) -> None:

@@ -144,7 +144,7 @@ class VisibleObjects:
         """Return the objects that are not in the cache."""
         hits = dict(self.hits)
         found = frozenset(topic for topic in topics if self._cached_reason(user, topic) is None)
-        self.hits = hits  # nothing was answered from the cache here, so nothing counts as a hit
+        self.hits.update(hits)  # nothing was answered from the cache here, so nothing counts as a hit
         return found
 
     def _cached_reason(self, user: CheckedUser, topic: str) -> str | None:
