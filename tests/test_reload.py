@@ -16,7 +16,9 @@ from twisted.logger import ILogObserver, LogEvent, formatEvent, globalLogPublish
 
 from tests.kit.rows import each_row
 from tests.test_clock import close
+from tests.test_outgoing import certificate
 from towerws.auth.tower import TowerMethod
+from towerws.config.certificates import fingerprint, read_certificate
 from towerws.config.exposure import exposure
 from towerws.config.load import Loaded, load_all
 from towerws.config.options import OPTIONS
@@ -236,6 +238,30 @@ def test_methods_with_the_same_settings_and_files_stay(daemon: Daemon) -> None:
     daemon.service.auth.stop().addCallback(ended.append)
     assert ended == [None]
     assert daemon.reactor.getDelayedCalls() == []
+
+
+def test_files_are_named_only_if_their_content_changed(daemon: Daemon) -> None:
+    """A method is also made again because of its settings or the groups."""
+    own = "[groups.mine]\nevents = 'any'\npolicy = 'own'\n"
+    assert daemon.reload(own) == ["SIGHUP: reloaded: groups"]
+    assert daemon.reload(own + "[jwt]\nleeway_s = 7") == ["SIGHUP: reloaded: jwt.leeway_s"]
+    daemon.secret.write_text("t" * 32)
+    assert daemon.reload("[jwt]\nleeway_s = 8") == ["SIGHUP: reloaded: jwt.leeway_s, groups, the files of auth jwt"]
+
+
+@pytest.mark.filterwarnings("ignore:Passing pyOpenSSL:DeprecationWarning")  # Twisted passes them
+def test_a_new_chain_is_another_certificate(tmp_path: Path) -> None:
+    """An issuer may renew the intermediate certificate alone."""
+    prints = set()
+    for name in ("leaf", "one", "other"):
+        (tmp_path / name).mkdir()
+        files = certificate(tmp_path / name)
+        if name == "leaf":
+            leaf = files
+    for chain in ("", f":extraCertChain={tmp_path}/one/cert.pem", f":extraCertChain={tmp_path}/other/cert.pem"):
+        for _ in range(2):
+            prints.add(fingerprint(read_certificate(f"ssl:0:privateKey={leaf[1]}:certKey={leaf[0]}{chain}")))
+    assert len(prints) == 3
 
 
 def test_a_reload_during_a_reload(daemon: Daemon) -> None:

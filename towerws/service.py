@@ -294,11 +294,7 @@ class TowerwsService(Service):
         certificates = {key: _certificate(key, getattr(settings, key)) for key in self._certificates}
         groups, limits = GroupTable(settings.groups), _resolve_max_connections(settings.limits)
         before = self._settings
-        files = [
-            f"the files of auth {name}"
-            for name in methods.methods
-            if getattr(settings, name) == getattr(before, name) and (name != "tower" or settings.groups == before.groups)
-        ]
+        files = [f"the files of auth {name}" for name in methods.other_files]
         files += [
             f"the certificate of {key}"
             for key, certificate in certificates.items()

@@ -12,6 +12,7 @@ import hashlib
 from collections import Counter
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Final, NamedTuple, TypeVar
 
 from twisted.internet.defer import Deferred, DeferredList, inlineCallbacks, maybeDeferred, succeed
@@ -70,22 +71,27 @@ def _by_name_only(settings: Settings) -> frozenset[str]:
     return GroupTable(settings.groups).own if settings.tower is not None else frozenset()
 
 
-def _origin(name: str, settings: Settings) -> object:
-    """Return everything that a method is made from, including the content of its files. Equal origins make equal methods."""
-    if name == "tower" and settings.tower is not None:
-        return settings.tower, checked_objects(settings.groups), _digest(settings.tower.tls_ca)
-    if name == "jwt" and settings.jwt is not None:
-        return (
-            settings.jwt,
-            _by_name_only(settings),
-            *map(_digest, (settings.jwt.secret_file, settings.jwt.public_key_file, settings.jwt.jwks_ca_file)),
-        )
-    return None
+class _Origin(NamedTuple):
+    """Everything that a method is made from. Equal origins make equal methods. `files` maps each path to the digest of its content."""
+
+    settings: object = None
+    groups: object = None
+    files: Mapping[str, bytes | None] = MappingProxyType({})
+
+
+def _origin(name: str, settings: Settings) -> _Origin:
+    if name == "tower" and (tower := settings.tower) is not None:
+        return _Origin(tower, checked_objects(settings.groups), _digests(tower.tls_ca))
+    if name == "jwt" and (jwt := settings.jwt) is not None:
+        return _Origin(jwt, _by_name_only(settings), _digests(jwt.secret_file, jwt.public_key_file, jwt.jwks_ca_file))
+    return _Origin()
+
+
+def _digests(*paths: str) -> dict[str, bytes | None]:
+    return {path: _digest(path) for path in paths if path}
 
 
 def _digest(path: str) -> bytes | None:
-    if not path:
-        return None
     try:
         with Path(path).open("rb") as file:
             return hashlib.blake2b(file.read(MAX_FILE_BYTES)).digest()
@@ -94,10 +100,14 @@ def _digest(path: str) -> bytes | None:
 
 
 class Replacements(NamedTuple):
-    """What `Chain.replace` puts in force, by the name of the method: what each method is made from, and the new methods."""
+    """What `Chain.replace` puts in force, by the name of the method: what each method is made from, and the new methods.
 
-    origins: Mapping[str, object]
+    `other_files` names the methods that have a file with the same path as before and other content.
+    """
+
+    origins: Mapping[str, _Origin]
     methods: Mapping[str, Method]
+    other_files: Sequence[str] = ()
 
 
 def make_chain(settings: Settings, reactor: Any) -> Chain:
@@ -113,7 +123,7 @@ class Chain:
 
     _log = Logger()
 
-    def __init__(self, methods: Sequence[Method], origins: Mapping[str, object] | None = None) -> None:
+    def __init__(self, methods: Sequence[Method], origins: Mapping[str, _Origin] | None = None) -> None:
         """`origins` says what each method was made from, by its name. `make_replacements` compares with it."""
         self._counts = {method.name: {"accepted": 0, "refused": 0, "unavailable": 0} for method in methods}
         self._retired: dict[Method, Any] = {}  # the methods that were replaced, each with the timer that stops it
@@ -133,7 +143,12 @@ class Chain:
         """Make new methods where settings or files have changed. Raises as `make_methods`. `auth` must be the same. Changes nothing."""
         origins = {name: _origin(name, settings) for name in self._by_name}
         changed = [name for name in self._by_name if origins[name] != self._origins.get(name)]
-        return Replacements(origins, {name: _make_method(name, settings, reactor) for name in changed})
+        other_files = [name for name in changed if self._has_other_files(name, origins[name])]
+        return Replacements(origins, {name: _make_method(name, settings, reactor) for name in changed}, other_files)
+
+    def _has_other_files(self, name: str, origin: _Origin) -> bool:
+        before = self._origins.get(name, _Origin()).files
+        return any(before.get(path, digest) != digest for path, digest in origin.files.items())
 
     def replace(self, replacements: Replacements, reactor: Any) -> None:
         """Put new methods in force. Each replaced method answers what it was asked, for `RETIRED_S` at most, and is stopped."""

@@ -61,9 +61,9 @@ def check_folder(description: str) -> None:
 
 
 def fingerprint(options: CertificateOptions) -> bytes:
-    """Return the certificate's SHA-256 hash. Two certificates with one hash are the same."""
+    """Return the SHA-256 hashes of the certificate and of its chain. If they are equal, the endpoint sends the same."""
     assert options.certificate is not None, "an ssl: endpoint has a certificate"
-    return options.certificate.digest("sha256")
+    return b"".join(each.digest("sha256") for each in (options.certificate, *options.extraCertChain))
 
 
 def _read_folder(folder: str) -> tuple[list[x509.Certificate], set[bytes]]:
