@@ -3,7 +3,10 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+import pytest
+
 from tests.kit.rows import each_row
+from tests.test_outgoing import certificate
 from towerws.config.exposure import exposure
 from towerws.config.load import Loaded, load_all
 
@@ -99,6 +102,24 @@ def test_files_that_everybody_can_change(tmp_path: Path) -> None:
         assert len(shown) == len(begins), name
         assert all(sentence.startswith(begin) for sentence, begin in zip(shown, begins, strict=True)), (name, shown)
         assert all("can change" in sentence and sentence.endswith("chmod o-w") for sentence in shown), name
+
+
+@each_row("endpoint", ["ssl:0:privateKey=FILE", "haproxy:ssl:0:privateKey=FILE:certKey=FILE", "tls:FOLDER:0", "tcp:0"])
+@each_row("option", ["listen", "admin", "monitor"])
+@pytest.mark.filterwarnings("ignore:Passing pyOpenSSL:DeprecationWarning")  # Twisted passes them
+def test_keys_of_tls(tmp_path: Path, endpoint: str, option: str) -> None:
+    """The private key of an endpoint is reported if other users may read or change it."""
+    folder = tmp_path / "keys"
+    folder.mkdir(exist_ok=True)
+    (folder / "a.pem").write_bytes(b"".join(path.read_bytes() for path in certificate(tmp_path)))
+    (folder / "notes.txt").touch()
+    text = endpoint.replace("FILE", f"{folder}/a.pem").replace("FOLDER", str(folder))
+    for mode in (0o666, 0o604, 0o602, 0o640, 0o600):
+        for file in folder.iterdir():
+            file.chmod(mode)
+        sentences = list(exposure(loaded(tmp_path, 0o600, **{option: text, "insecure": "true"}), uid=1000))
+        said = [f"{option}: '{folder}/a.pem' holds a private key, and every user of this machine can read or change it: chmod o-rwx"]
+        assert sentences == (said if mode & 0o006 and str(folder) in text else []), mode
 
 
 @each_row(("uid", "said"), [(0, True), (1, False), (1000, False), (65534, False)])

@@ -118,6 +118,12 @@ def certificate_path(text: str) -> str:
     return (words[0] if words else keywords.get("path", "")) if kind == "tls" else ""
 
 
+def private_key_path(text: str) -> str:
+    """Return the file (`ssl:`) or the folder (`tls:`) that holds an endpoint's private keys. Empty for other endpoints."""
+    kind, _, keywords = _split(text)
+    return keywords.get("privateKey", "server.pem") if kind == "ssl" else certificate_path(text)
+
+
 def _unix(text: str, arguments: dict[str, str]) -> Address:
     path = arguments.get("path") or arguments.get("address", "")
     if not path:

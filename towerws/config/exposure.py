@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from towerws.auth.tower_objects import AWX_OBJECTS
+from towerws.config.addresses import private_key_path
 from towerws.config.load import Loaded
 from towerws.core.settings import Settings
 from towerws.core.topics import AWX_GROUPS
@@ -17,6 +18,9 @@ SECRET_FILES = ("broker_password_file", "position_key_file", "jwt.secret_file")
 
 TRUSTED_FILES = (*SECRET_FILES, "jwt.public_key_file", "jwt.jwks_ca_file", "tower.tls_ca", "tls_ca")
 """The options that name a file by which the daemon decides whom to trust."""
+
+ENDPOINTS = ("listen", "admin", "monitor")
+"""The options that name an endpoint, which may use TLS."""
 
 DEFAULT_PASSWORDS = ("", "guest")
 """Passwords of the broker that are no secret."""
@@ -34,6 +38,7 @@ def exposure(loaded: Loaded, uid: int | None = None) -> Iterator[str]:
         path = str(loaded.by_key[key].value)
         if path and _others_may(path, stat.S_IWOTH):
             yield f"{key} = {path!r}: every user of this machine can change it, and so decide whom the daemon trusts: chmod o-w"
+    yield from _open_keys(loaded)
     if loaded.file and _others_may(loaded.file, stat.S_IWOTH):
         yield f"{loaded.file}: every user of this machine can change the configuration: chmod o-w"
     if loaded.file and _others_may(loaded.file, stat.S_IROTH):
@@ -55,6 +60,15 @@ def _lost_checks(settings: Settings) -> Iterator[str]:
             )
         elif name in AWX_GROUPS and AWX_GROUPS[name].policy == "own" and group.policy == "authenticated":
             yield f"groups.{name} replaces AWX's group, so users may hear each other's topics: remove the table"
+
+
+def _open_keys(loaded: Loaded) -> Iterator[str]:
+    """Yield a sentence for each private key of TLS that others can read or change."""
+    for key in ENDPOINTS:
+        path = private_key_path(str(loaded.by_key[key].value))
+        for file in sorted(map(str, Path(path).glob("*.pem"))) if path and Path(path).is_dir() else [path]:
+            if file and _others_may(file, stat.S_IROTH | stat.S_IWOTH):
+                yield f"{key}: {file!r} holds a private key, and every user of this machine can read or change it: chmod o-rwx"
 
 
 def _holds_password(loaded: Loaded) -> bool:
