@@ -195,7 +195,7 @@ function serve(scope) {
     const waiting = new Map(); // number of a question -> its answer's callback
     let pending = null; // the request that waits for its answer
     let resumed = null; // a separate connection, which replays the events that the tab missed
-    let seen = new Set(), seenOf = new Set(); // the positions of the events that `resumed` has delivered, and the topics that it had
+    const seen = new Map(); // position -> topic of the events that came over `resumed`, but not yet over the shared connection
     let opened = false, over = false, unread = 0, heard = Date.now();
     const post = (message) => { if (!over) port.postMessage(message); };
     const text = (data) => {
@@ -204,7 +204,12 @@ function serve(scope) {
       if (unread > WINDOW) end(1013, "the tab is too slow");
     };
     const frame = (message) => text(JSON.stringify(message));
-    const position = () => (resumed ? null : live.position);
+    const has = (topic) => current.has(topic) && !pending?.joined.has(topic); // A topic counts from the answer to its request.
+    const gap = (topics, { from = null, to, position: end, reason = "history" }) => {
+      const ones = topics.filter(has);
+      return ones.length && JSON.stringify({ type: "gap", topics: ones, from, to: to ?? end, reason });
+    };
+    const position = () => (resumed || seen.size ? null : live.position);
 
     const session = {
       post,
@@ -226,23 +231,23 @@ function serve(scope) {
         frame({ type: "welcome", user: live.user, position: live.position, ping_s: 20 });
       },
       deliver(item, encodedItem) {
+        if (!has(item.topic)) return;
         if (resumed) {
-          resumed.buffer.push([item, encodedItem]);
-          resumed.bytes += encodedItem.length;
-          if (resumed.bytes > WINDOW) return end(1013, "the tab resumes too slowly");
-          return meet();
-        }
-        if (seen.size && seenOf.has(item.topic)) {
-          if (seen.has(item.position)) return;
-          seen = new Set(); // This event is newer than all of them.
-        }
-        text(encodedItem);
+          wait(item.position, item.topic, encodedItem);
+          meet(item.position);
+        } else if (!seen.size) text(encodedItem);
+        else if (seen.has(item.position)) through(seen, item.position);
       },
-      lost(topic, more) {
-        if (!resumed && !pending?.joined.has(topic)) frame({ type: "gap", topics: [topic], ...more });
+      lost(topic, item) {
+        const data = gap([topic], item);
+        if (!data) return;
+        if (resumed) wait(item, topic, data);
+        else if (!seen.size) text(data);
+        else end(1013, "the tab resumes again"); // The gap may have the last event of `seen`.
       },
       deny(topic, reason) {
         current.delete(topic);
+        without(topic);
         if (pending?.joined.has(topic)) {
           pending.denied.push({ topic, reason });
           session.settle();
@@ -253,51 +258,54 @@ function serve(scope) {
         const { id, since, joined, denied } = pending;
         const granted = [...joined].filter((topic) => current.has(topic));
         if (!granted.every((topic) => topics.get(topic)?.held && (!resumed || resumed.told.has(topic)))) return;
-        const recovered = since === undefined ? null : !!resumed?.recovered && granted.every((topic) => !resumed.denied.has(topic));
+        const recovered = since === undefined ? null : !!resumed?.recovered;
         pending = null;
-        // From now on the shared connection gets every event of all topics. Before this, it did not get all of them.
-        if (resumed) Object.assign(resumed, { buffer: [], bytes: 0 });
+        // From now on the shared connection gets every event of all topics. Before this, it did not get all of the new ones.
+        if (resumed && joined.size) Object.assign(resumed, { buffer: new Map(), bytes: 0 });
         frame({ type: "subscribed", id, groups_current: [...current], groups_joined: granted, groups_left: [], denied, position: recovered ? since : position(), recovered });
         if (since !== undefined && !recovered) merge();
-        resumed?.answered();
+        for (const call of resumed?.late.splice(0) ?? []) call();
       },
     };
 
-    // A tab that reconnects with a position gets a separate connection, which resumes there. The events of the shared connection wait
+    // A tab that reconnects with a position gets a separate connection, which resumes there. The events and gaps of the shared connection wait
     // meanwhile. Both connections deliver in the order of the log. So at the first event that both have, the shared one takes over.
-    function resume(since, names) {
-      const mine = resumed = { buffer: [], bytes: 0, told: new Set(), denied: new Set(), recovered: true, answered: undefined, client: undefined, add: undefined };
-      const answer = new Promise((done) => { mine.answered = done; });
-      // The tab gets the events of this connection after the answer to its request.
+    function resume(since) {
+      const mine = resumed = { buffer: new Map(), bytes: 0, subs: new Map(), told: new Set(), recovered: true, late: [], client: undefined, add: undefined };
+      // The tab gets the items of this connection after the answer to its request.
       const then = (call) => (item) => {
         const now = () => { if (mine === resumed) call(item); };
-        return pending?.since === undefined ? now() : answer.then(now);
+        if (pending?.since === undefined) now();
+        else mine.late.push(now);
       };
-      const told = ({ topics: ones, type }) => {
+      const lost = then((item) => {
+        const data = gap(item.topics, item);
+        if (data) text(data);
+      });
+      const told = (item) => {
         if (mine !== resumed) return;
-        if (type !== "recovered" && pending?.since !== undefined) mine.recovered = false;
-        for (const topic of ones) mine.told.add(topic);
+        if (item.type === "stale" && pending?.since === undefined) lost(item);
+        else if (item.type !== "recovered" && pending?.since !== undefined) mine.recovered = false;
+        for (const topic of item.topics) mine.told.add(topic);
         session.settle();
       };
       const handlers = {
         subscribed: told,
         recovered: told,
         stale: told,
-        denied: ({ topics: ones }) => {
+        denied: ({ denied: [{ topic, reason }] }) => {
           if (mine !== resumed) return;
-          for (const topic of ones) mine.told.add(topic) && mine.denied.add(topic);
-          session.settle();
+          leave(topic, session);
+          session.deny(topic, reason); // So the tab knows that events are missing. It asks for the topic again.
         },
         event: then((item) => {
-          seen.add(item.position);
+          if (!has(item.topic)) return;
+          seen.set(item.position, item.topic);
           if (seen.size > SEEN) return end(1013, "the tab resumes too slowly");
-          if (current.has(item.topic)) text(encoded(item));
-          if (resumed) meet();
+          text(encoded(item));
+          meet(item.position);
         }),
-        gap: then(({ topics: ones, from, to, reason }) => {
-          frame({ type: "gap", topics: ones, from, to, reason });
-          merge();
-        }),
+        gap: lost,
       };
       mine.client = connectAlone(address, {
         ...shared,
@@ -305,29 +313,47 @@ function serve(scope) {
         onerror() {},
         onstate: ({ state: now }) => { if (now === "closed" && mine === resumed) end(1013, "could not resume"); },
       });
-      mine.add = (ones) => mine.client.subscribe(groupsOf(ones), handlers);
-      seen = new Set();
-      mine.add(names);
+      mine.add = (topic) => mine.subs.set(topic, mine.client.subscribe(groupsOf([topic]), handlers));
     }
 
-    function meet() {
-      const { buffer } = resumed;
-      let met = false;
-      while (buffer.length && seen.has(buffer[0][0].position)) {
-        buffer.shift();
-        met = true;
+    // What comes over the shared connection waits by its position, a gap by itself.
+    function wait(key, topic, data) {
+      resumed.buffer.set(key, [topic, data]);
+      resumed.bytes += data.length;
+      if (resumed.bytes > WINDOW) end(1013, "the tab resumes too slowly");
+    }
+
+    const through = (map, last) => {
+      for (const key of map.keys()) {
+        map.delete(key);
+        if (key === last) return;
       }
-      if (met && !pending) merge();
+    };
+
+    // If both connections have this event, the tab needs nothing of either up to it. Of `seen` remains what the shared connection still brings.
+    function meet(at) {
+      if (!resumed || pending || !seen.has(at) || !resumed.buffer.has(at)) return;
+      through(seen, at);
+      through(resumed.buffer, at);
+      merge();
     }
 
     function merge() {
-      const done = resumed;
-      if (!done) return;
+      if (!resumed) return;
+      const { client, buffer } = resumed;
       resumed = null;
-      seenOf = new Set(current);
-      done.answered();
-      done.client.close();
-      for (const [item, encodedItem] of done.buffer) session.deliver(item, encodedItem);
+      client.close();
+      for (const [topic, data] of buffer.values()) if (has(topic)) text(data);
+    }
+
+    // The tab has no longer this topic. If it was the last one, there is nothing to catch up with.
+    function without(topic) {
+      for (const [at, of] of seen) if (of === topic) seen.delete(at);
+      if (!resumed) return;
+      resumed.subs.get(topic)?.close();
+      resumed.subs.delete(topic);
+      resumed.told.delete(topic);
+      if (!current.size) merge();
     }
 
     function request({ groups, since, id, xrftoken: fresh }) {
@@ -336,14 +362,17 @@ function serve(scope) {
       for (const topic of [...current]) {
         if (wanted.has(topic)) continue;
         current.delete(topic);
+        without(topic);
         leave(topic, session);
       }
       const joined = new Set([...wanted].filter((topic) => !current.has(topic)));
       pending = { id, since: joined.size ? since ?? undefined : undefined, joined, denied: [] };
       for (const topic of joined) current.add(topic);
-      if (joined.size && resumed) resumed.add(joined);
-      else if (pending.since !== undefined) resume(pending.since, joined);
-      for (const topic of joined) join(topic, session);
+      if (!resumed && pending.since !== undefined) resume(pending.since);
+      for (const topic of joined) {
+        resumed?.add(topic);
+        join(topic, session);
+      }
       session.settle();
     }
 

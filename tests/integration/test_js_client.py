@@ -74,7 +74,7 @@ def test_unit_tests() -> None:
     command = node_command()
     require(NO_LANGUAGE, command)
     assert command is not None
-    run([*command, "--test", "test/client.test.js", "test/model.test.js"])
+    run([*command, "--test", "test/client.test.js", "test/model.test.js", "test/shared.test.js"])
 
 
 def test_types(tools: Path) -> None:

@@ -38,7 +38,7 @@ export const pass = async (ms) => { await tick(); mock.timers.tick(ms); await ti
 let clients = [];
 
 export function reset() {
-  mock.timers.enable({ apis: ["setTimeout", "Date"], now: 1_700_000_000_000 });
+  mock.timers.enable({ apis: ["setTimeout", "setInterval", "Date"], now: 1_700_000_000_000 });
   FakeSocket.all = [];
   clients = [];
   globalThis.fetch = async () => { throw new TypeError("fetch failed"); };
@@ -51,10 +51,10 @@ export function cleanUp() {
 }
 
 // A client with everything that it told.
-export function client(options = {}, url = "ws://host/websocket/") {
+export function client(options = {}, url = "ws://host/websocket/", connectTo = connect) {
   const told = { states: [], errors: [], reasons: [] };
-  const made = connect(url, {
-    WebSocket: FakeSocket,
+  const made = connectTo(url, {
+    ...(connectTo === connect && { WebSocket: FakeSocket }),
     onstate: ({ state, reason }) => { told.states.push(state); told.reasons.push(reason); },
     onerror: (error) => told.errors.push(error),
     ...options,
