@@ -7,7 +7,7 @@ export { TowerwsError };
 const HELLO_MS = 5000; // How long a worker may take to send its first message.
 const TRIES = 3; // After so many failed attempts in a row, a tab uses no worker any more.
 const BEAT_MS = 30_000; // Interval of the worker's messages to which a tab must answer.
-const GONE_MS = 150_000; // A tab that has answered no beat for this long is closed or frozen.
+const GONE_BEATS = 5; // A tab that has answered none of so many beats is closed or frozen. While the machine sleeps, there are none.
 const WINDOW = 4 << 20; // Most characters that wait for a tab.
 const ACK = 1 << 16; // A tab acknowledges events after so many characters.
 const ASK_MS = 8000; // How long a tab may take to give a token. Then the worker asks another tab.
@@ -196,7 +196,7 @@ function serve(scope) {
     let pending = null; // the request that waits for its answer
     let resumed = null; // a separate connection, which replays the events that the tab missed
     const seen = new Map(); // position -> topic of the events that came over `resumed`, but not yet over the shared connection
-    let opened = false, over = false, unread = 0, heard = Date.now();
+    let opened = false, over = false, unread = 0, beats = 0; // those without an answer
     const post = (message) => { if (!over) port.postMessage(message); };
     const text = (data) => {
       unread += data.length;
@@ -395,12 +395,12 @@ function serve(scope) {
     }
 
     const beat = setInterval(() => {
-      if (Date.now() - heard > GONE_MS) end(1013, "the tab did not answer");
+      if (++beats > GONE_BEATS) end(1013, "the tab did not answer");
       else post({ beat: true });
     }, BEAT_MS);
 
     port.onmessage = ({ data }) => {
-      heard = Date.now();
+      beats = 0;
       if (over) return;
       if (data.ack !== undefined) unread -= data.ack;
       else if (data.close) end(1000, "");

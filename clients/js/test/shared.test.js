@@ -233,3 +233,16 @@ test("a tab that left a topic gets no event of it that waited", async () => {
   second.event("jobs.b", 12);
   assert.deepEqual(made.frames.filter((frame) => frame.startsWith("p")), ["p12", "p14"]);
 });
+
+test("the machine sleeps: its tabs are kept. A tab that answers no beat for 150 s is not", async () => {
+  const { made, live } = await resuming({ jobs: ["a"] });
+  await pass(30_000);
+  made.say({ ack: 0 });
+  const later = Date.now() + 600_000; // Timers stand still meanwhile.
+  mock.method(Date, "now", () => later);
+  await pass(30_000);
+  assert.equal(made.got.find(({ closed }) => closed), undefined);
+  for (let at = 0; at < 6; at++) await pass(30_000);
+  assert.equal(made.got.at(-1).closed?.code, 1013);
+  assert.ok(live.closed);
+});
