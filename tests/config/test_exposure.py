@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.config.test_certificates import pair
 from tests.kit.rows import each_row
-from tests.test_outgoing import certificate
 from towerws.config.exposure import exposure
 from towerws.config.load import Loaded, load_all
 
@@ -111,7 +111,7 @@ def test_keys_of_tls(tmp_path: Path, endpoint: str, option: str) -> None:
     """The private key of an endpoint is reported if other users may read or change it."""
     folder = tmp_path / "keys"
     folder.mkdir(exist_ok=True)
-    (folder / "a.pem").write_bytes(b"".join(path.read_bytes() for path in certificate(tmp_path)))
+    (folder / "a.pem").write_bytes(b"".join(pair("a.example")))
     (folder / "notes.txt").touch()
     text = endpoint.replace("FILE", f"{folder}/a.pem").replace("FOLDER", str(folder))
     for mode in (0o666, 0o604, 0o602, 0o640, 0o600):
