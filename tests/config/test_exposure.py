@@ -106,7 +106,7 @@ def test_files_that_everybody_can_change(tmp_path: Path) -> None:
 
 @each_row("endpoint", ["ssl:0:privateKey=FILE", "haproxy:ssl:0:privateKey=FILE:certKey=FILE", "tls:FOLDER:0", "tcp:0"])
 @each_row("option", ["listen", "admin", "monitor"])
-@pytest.mark.filterwarnings("ignore:Passing pyOpenSSL:DeprecationWarning")  # Twisted passes them
+@pytest.mark.filterwarnings("ignore:.*pyOpenSSL:DeprecationWarning", "ignore:.*cryptography's:DeprecationWarning")  # Twisted
 def test_keys_of_tls(tmp_path: Path, endpoint: str, option: str) -> None:
     """The private key of an endpoint is reported if other users may read or change it."""
     folder = tmp_path / "keys"
