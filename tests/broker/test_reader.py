@@ -10,12 +10,12 @@ from towerws.broker.failures import ConnectionFailure, RetryPolicy
 from towerws.broker.reader import ANCHOR_REACH, NEAR_SKIPS, RESTARTS, RESTARTS_S, ChannelRestarts, ReadProgress, UnreadableEntry
 
 
-def progress(*, newest: int | None = None, skip: int = 0, **known: object) -> ReadProgress:
+def progress(*, newest: int | None = None, skip: int = 0, evidence: int | None = 77, **known: object) -> ReadProgress:
     """Return a progress with these values, and a history that ends at `newest`."""
     sink = RecordingSink()
     if newest is not None:
         sink.deliver("jobs.x", b"{}", newest, None)
-    return ReadProgress(sink, epoch="", unreadable=UnreadableEntry(skip=skip, evidence=77), **known)  # type: ignore[arg-type]
+    return ReadProgress(sink, epoch="", unreadable=UnreadableEntry(skip=skip, evidence=evidence), **known)  # type: ignore[arg-type]
 
 
 @each_row(
@@ -25,6 +25,7 @@ def progress(*, newest: int | None = None, skip: int = 0, **known: object) -> Re
         (progress(by_interval=True), "130s"),
         (progress(by_interval=True, skip=1), "65s"),
         (progress(by_interval=True, skip=8), 77),
+        (progress(by_interval=True, skip=8, evidence=None), "next"),
         (progress(read=500), 500),
         (progress(read=500, newest=490), 490),
         (progress(read=500, newest=490, anchor=(495, b"")), 495),

@@ -14,19 +14,23 @@ import time
 import tracemalloc
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, cast
 
 import pika
 import pytest
 import pytest_twisted
 from pika import exceptions as pika_exceptions
-from private_rabbitmq import PrivateRabbit
+from private_rabbitmq import PrivateRabbit, free_port, rabbitmq_bin
 from twisted.internet import reactor as _reactor
 from twisted.internet import task
 from twisted.internet.threads import deferToThread
 
+from tests.faults.stream_protocol import PLUGINS, StreamProducer, listener
+from tests.integration.conftest import NO_BROKER, require
 from tests.kit.fake_amqp import RecordingSink
 from towerws.amqp import AmqpSource
+from towerws.broker.topology import stream_arguments
 from towerws.core.history import History
 from towerws.core.hub import Hub
 from towerws.core.ingest import Ingest
@@ -410,6 +414,41 @@ async def test_passive_binds_its_queue_again(rabbit: PrivateRabbit) -> None:
             channel.basic_publish(settings.exchange, "jobs.x", b"{}")
             await until(lambda: [call[2] for call in sink.named("deliver")] == [b"{}"])
             assert source.counters["connects"] == 1
+
+
+@run
+async def test_entries_that_cannot_be_read_and_no_permission_to_publish(tmp_path: Path) -> None:
+    """Two entries are no AMQP 1.0, and events are between them. Without markers, new events show that the broker serves the end."""
+    require(NO_BROKER, rabbitmq_bin())
+    port = free_port()
+    with PrivateRabbit(tmp_path / "rabbit", config=listener(port), plugins=PLUGINS) as node:
+        settings = settings_for(node, passive=True, backoff_max_s=1)
+        with channel_to(node) as channel:
+            channel.exchange_declare(settings.exchange, "topic", durable=True)
+            channel.queue_declare(settings.stream, durable=True, arguments=stream_arguments(settings))
+            channel.queue_bind(settings.stream, settings.exchange, "#")
+        await deferToThread(node.add_user, "reader", "secret")
+        await deferToThread(node.permit, "reader", "^$", "^$", ".*")
+        reader = replace(settings.urls[0], username="reader", password=Secret("secret"))
+        sink = RecordingSink()
+        source = AmqpSource(replace(settings, urls=(reader,)), sink, reactor)
+        source.start()
+        sent: list[bytes] = []
+        entries = 2
+        try:
+            while entries or not sink.offsets or sink.named("deliver")[-1][2] != sent[-1]:
+                if entries and sink.offsets and source.status().ready and sink.named("deliver")[-1][2] == sent[-1]:
+                    entries -= 1
+                    with StreamProducer(port, settings.stream) as producer:
+                        await deferToThread(producer.publish, b"no AMQP 1.0")
+                sent.append(b"%d" % len(sent))
+                assert len(sent) < 300
+                await deferToThread(publish, node, settings.exchange, sent[-1])
+                await task.deferLater(reactor, 0.1)
+            assert [call[2] for call in sink.named("deliver")] == sent[-len(sink.offsets) :]
+            assert len(sink.named("hole")) == 2
+        finally:
+            await source.stop()
 
 
 class _FarDate(dt.datetime):

@@ -295,7 +295,8 @@ class FakeStream:
     """The stream behind a broker, or behind several: entries with their offsets, and where each consumer begins.
 
     It begins as RabbitMQ does (3.10 and 4.0, by experiment). An offset in the stream is that message. One beyond the end waits.
-    `first` is the oldest message left, `next` the next one written. At an offset of `unreadable` the broker ends the connection.
+    `first` is the oldest message left, `next` the next one written. If a consumer begins before an offset of `unreadable`, the broker
+    delivers nothing, and ends the connection.
     """
 
     def __init__(self) -> None:
@@ -424,12 +425,13 @@ class FakeBroker:
             if reader.peer.transport.aborted or reader.channel not in reader.peer.consumers:
                 self.readers.remove(reader)
                 continue
+            if any(reader.next <= unreadable < self.stream.next for unreadable in self.stream.unreadable):
+                self.readers.remove(reader)
+                reader.peer.send(0, spec.Connection.Close(541, "INTERNAL_ERROR", 0, 0))
+                continue
             for entry in self.stream.entries:
                 if entry.offset < reader.next:
                     continue
-                if any(reader.next <= unreadable <= entry.offset for unreadable in self.stream.unreadable):
-                    reader.peer.send(0, spec.Connection.Close(541, "INTERNAL_ERROR", 0, 0))
-                    break
                 served = True
                 reader.next = entry.offset + 1
                 reader.peer.deliver(entry.body, entry.offset, channel=reader.channel, key=entry.key, message_id=entry.message_id)

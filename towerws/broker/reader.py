@@ -142,17 +142,19 @@ class ReadProgress:
         """How far back the refill begins, in seconds: half as far for each attempt that met an unreadable entry. 0: nothing is left."""
         return (math.ceil(refill_s) + CLOCK_MARGIN_S) >> self.unreadable.skip
 
-    def start(self, refill_s: float) -> int | str | None:
+    def start(self, refill_s: float) -> int | str:
         """Return where to begin, as RabbitMQ's `x-stream-offset`.
 
         The reader begins at the anchor. If nothing was read yet, it begins as far back as history reaches. If an entry there can't be
-        read, it begins after that entry.
+        read, it begins after that entry, at last at the stream's end.
         """
         skip = self.unreadable.skip
         if self.read is not None:
             return self.read + 1 + skip if skip else self._anchor_offset(self.read)
         if skip:
-            return f"{seconds}s" if (seconds := self.refill_interval_s(refill_s)) else self.unreadable.evidence
+            if seconds := self.refill_interval_s(refill_s):
+                return f"{seconds}s"
+            return "next" if self.unreadable.evidence is None else self.unreadable.evidence
         return f"{self.refill_interval_s(refill_s)}s" if self.by_interval else "first"
 
     def _anchor_offset(self, read: int) -> int:

@@ -643,6 +643,9 @@ class StreamReader:
     def _pass_over(self) -> None:
         progress, unreadable = self._progress, self._progress.unreadable
         if progress.read is None:
+            if not progress.refill_interval_s(self._settings.refill_s):
+                unreadable.evidence = None  # there is a newer entry after that offset: look at the stream's end again
+                return
             self._log.warn(
                 "stream {stream}: an entry of the last {seconds} s can't be read over AMQP 0-9-1; history begins after it",
                 stream=self._settings.stream,
