@@ -425,7 +425,7 @@ export function connect(url, options = {}) {
         const bad = (error) => failed("handler", error, item);
         let result;
         try { result = handle(item); } catch (error) { bad(error); }
-        if (result?.then) return void Promise.resolve(result).catch(bad).then(() => { done(); keep(); wake(); });
+        if (result?.then) return void Promise.resolve(result).catch(bad).then(() => { done(); wake(); keep(); });
         done();
       }
     }

@@ -682,6 +682,23 @@ test("a reload resumes", async () => {
   assert.deepEqual(second.got, ["recovered"]);
 });
 
+test("the position is stored after a slow handler, though nothing more comes", async () => {
+  const store = shelf("p0");
+  const { client: made } = client({ store });
+  let release;
+  made.subscribe({ jobs: ["a"] }, { recovered: () => new Promise((done) => { release = done; }), event() {} });
+  await tick();
+  last().open();
+  last().welcome();
+  await tick();
+  last().answer();
+  for (const n of [1, 2]) last().event("jobs.a", n);
+  await tick();
+  release();
+  await pass(1000);
+  assert.equal(store.kept, "p2");
+});
+
 test("the kept position is that of the slowest handler, and few writes are made", async () => {
   const store = shelf(null);
   const { client: made } = await opened(undefined, { store });
