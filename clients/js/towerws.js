@@ -57,8 +57,8 @@ export function connect(url, options = {}) {
   async function dial() {
     const mine = ++run;
     const current = () => mine === run;
-    opened = heard = false;
-    badTokens = welcomedAt = endsAt = 0;
+    opened = false;
+    badTokens = welcomedAt = 0;
     sentToken = token = undefined;
     change("connecting");
     if (!current()) return;
@@ -393,7 +393,8 @@ export function connect(url, options = {}) {
       const lost = queue.splice(+sub.busy);
       const denied = lost.findLast(({ item }) => item.type === "denied");
       const gone = new Set(lost.flatMap(({ item }) => (item.type === "denied" ? [] : item.topics ?? item.topic)));
-      queue.push({ item: { type: "gap", topics: [...gone], from: lost[0].before, to: before, reason: "slow" }, before: lost[0].before, size: ITEM_BYTES, at: lost[0].at });
+      // A `denied` without lost topics is no gap.
+      if (gone.size) queue.push({ item: { type: "gap", topics: [...gone], from: lost[0].before, to: before, reason: "slow" }, before: lost[0].before, size: ITEM_BYTES, at: lost[0].at });
       if (denied) queue.push(denied);
       sub.bytes = queue.reduce((sum, { size }) => sum + size, 0);
     }

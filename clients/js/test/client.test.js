@@ -616,6 +616,23 @@ test("a slow handler keeps the newest list of denied topics", async () => {
   assert.equal(log.at(-1), 10);
 });
 
+test("a slow handler that misses no event gets no gap", async () => {
+  const { client: made } = await opened(undefined, { queueBytes: 500 });
+  const log = [];
+  let release;
+  made.subscribe({ jobs: ["a", "b"] }, {
+    event: ({ payload }) => { log.push(payload.n); return new Promise((done) => { release = done; }); },
+    denied: ({ topics }) => { log.push(topics); },
+    gap: ({ topics }) => { log.push({ topics }); },
+  });
+  await tick();
+  last().event("jobs.a", 1);
+  last().answer({ denied: [{ topic: "jobs.b", reason: "not allowed" }] });
+  last().event("jobs.a", 2);
+  for (let at = 0; at < 5; at++) { release(); await tick(); }
+  assert.deepEqual(log.slice(0, 3), [1, ["jobs.b"], 2]);
+});
+
 // ---- iterators
 
 test("an iterator: in order, and break leaves", async () => {
