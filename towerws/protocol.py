@@ -17,7 +17,10 @@ from typing import Any
 
 from autobahn.twisted.websocket import WebSocketServerFactory
 from autobahn.websocket.utf8validator import Utf8Validator
+from twisted.internet.error import ConnectionDone
 from twisted.internet.interfaces import IProtocolNegotiationFactory, IReactorTime
+from twisted.internet.protocol import connectionDone
+from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from towerws.core.client_address import Proxies
@@ -101,7 +104,6 @@ class WebSocketConnection(MovableConnection):
         self._send_buffer = open_send_buffer(self.transport, settings.backlog_bytes, factory.soon)
         bound_silence(self.transport, settings.ping_s + settings.pong_s)
         self._heartbeat = Heartbeat(factory.timers, settings.ping_s, self.send)
-        self._ended_by, self._reason = "client", "closed by the client"
         self._begin(self.identity, EVENT_STREAM, stream_response(list(self._cors)) + retry_line(random.randint(*RECONNECT_MS)))  # noqa: S311
         if self._session is not None:
             self._session.request(request)
@@ -148,6 +150,12 @@ class WebSocketConnection(MovableConnection):
         if self.state == self.STATE_CLOSING and self.data:
             self.consumeData()  # Autobahn stops at data that it can't inflate; the client's close may follow
         self._watch_assembly()
+
+    def connectionLost(self, reason: Failure = connectionDone) -> None:
+        """Release everything that the connection holds. The client of an event stream closes it by ending its TCP connection."""
+        if self._heartbeat is not None and self._ended_by == "lost" and reason.check(ConnectionDone):
+            self._ended_by, self._reason = "client", "closed by the client"
+        super().connectionLost(reason)
 
     def left(self) -> None:
         """Leave the hub. After this call only Autobahn's close frame is sent. A second call does nothing."""

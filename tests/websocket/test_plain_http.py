@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from twisted.internet.defer import Deferred, succeed
+from twisted.internet.error import ConnectionLost
 
 from tests.auth.tower_kit import logged
 from tests.kit.client_file import BUILT, SOURCE, STATIC, first_line
@@ -147,6 +148,8 @@ def test_a_stream_from_its_first_event_to_its_last(make: Edges) -> None:
     assert edge.factory.opened == 1
     stream.client.hang_up()
     assert edge.factory.closed_for == {"client": 1}
+    Stream(edge).client.transport.lose(ConnectionLost())
+    assert edge.factory.closed_for == {"client": 1, "lost": 1}, "a reset, or an end by TCP_USER_TIMEOUT"
 
 
 def test_streams_and_websockets_share_what_they_get(make: Edges) -> None:
