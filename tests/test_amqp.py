@@ -751,7 +751,7 @@ class TestResume:
         rig.stream.unreadable = {0}
         rig.side.may_publish = may_publish
         rig.start()
-        for _ in range(300):
+        for _ in range(60):
             for _ in range(4):
                 rig.advance(0.2)
                 rig.write(b"new")

@@ -538,8 +538,13 @@ def test_clear_forgets_the_deliveries_and_keeps_the_mark() -> None:
 
 
 @each_row("message_id", [False, True])
-@each_row("count", [2_500, 5_000])
-@each_row(("topics", "raw"), [(1, 40), (50, 40), (2_500, 40), (1 << 30, 40), (1 << 30, 2), (10, 400), (50, 4_000)])
+@each_row(
+    ("count", "topics", "raw"),
+    [
+        *((2_500, 1, 40), (2_500, 50, 40), (2_500, 2_500, 40), (2_500, 1 << 30, 40), (2_500, 1 << 30, 2), (2_500, 10, 400)),
+        *((1_000, 50, 4_000), (5_000, 50, 40)),
+    ],
+)
 def test_what_is_counted_is_what_it_weighs(topics: int, raw: int, count: int, message_id: bool) -> None:
     """Within 15 %, for few topics and many, small payloads and large ones, with `message_id` and without."""
     with only_new_objects():
