@@ -513,6 +513,19 @@ class TestResume:
         assert [call[0] for call in calls] == ["deliver", "rewind", "hole", "deliver"]
         assert calls[1:3] == [("rewind", None), ("hole", 0)]
 
+    def test_a_stream_that_is_being_deleted(self) -> None:
+        """The broker cancels the consumer before the stream is gone. The next question waits until it is."""
+        rig = SourceRig().consuming()
+        rig.write(b"a")
+        exists = rig.hold(spec.Queue.Declare)
+        rig.broker.delete_stream()
+        rig.settle()
+        assert (rig.state(), rig.source.counters["channel_failures"]) == (SourceState.TOPOLOGY, 1)
+        rig.advance(0.2)
+        assert not exists
+        rig.advance(0.1)
+        assert len(exists) == 1
+
     @each_row("messages", [0, 1, 2, 3, 4, 50])
     def test_a_stream_that_was_made_again_by_others(self, messages: int) -> None:
         """The new log is shorter, as long, or longer. Our marker at a lower offset, or other content, shows that it is new (C1, C7)."""

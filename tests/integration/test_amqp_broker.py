@@ -82,11 +82,11 @@ def channel_to(node: PrivateRabbit) -> Iterator[Any]:
 
 
 def publish(node: PrivateRabbit, exchange: str, *bodies: bytes, key: str = "jobs.x") -> None:
-    """Publish, and wait for the broker's confirmation of each."""
+    """Publish, and wait for the broker's confirmation of each. Raises `UnroutableError` if no queue takes one."""
     with channel_to(node) as channel:
         channel.confirm_delivery()
         for body in bodies:
-            channel.basic_publish(exchange, key, body)
+            channel.basic_publish(exchange, key, body, mandatory=True)
 
 
 class Load(threading.Thread):
@@ -326,7 +326,7 @@ async def test_a_stream_made_again_by_another_does_not_stay_mute(rabbit: Private
     """If the stream is deleted and made again, shorter, during an outage, its messages are read after one gap."""
     settings = settings_for(rabbit)
     sink = RecordingSink()
-    async with consuming(settings, sink) as (source, _), consuming(settings):
+    async with consuming(settings, sink) as (source, _), consuming(settings) as (other, _):
         await deferToThread(publish, rabbit, settings.exchange, *numbered(10))
         await until(lambda: len(sink.offsets) == 10)
         session = source._session
@@ -335,10 +335,11 @@ async def test_a_stream_made_again_by_another_does_not_stay_mute(rabbit: Private
         assert session.connection is not None
         session.connection.transport.abortConnection()  # type: ignore[union-attr]
         await delete_queue(rabbit, settings.stream)
-        await until(lambda: settings.stream in rabbit.queues())
+        await until(lambda: other.counters["channel_failures"] == 1 and other.status().ready)
         await deferToThread(publish, rabbit, settings.exchange, b'{"new":1}')
         source._endpoint = endpoint
-        await until(lambda: source.status().ready and sink.calls[-1][0] == "deliver" and sink.calls[-1][2] == b'{"new":1}')
+        await until(lambda: source.status().ready and len(sink.offsets) == 11)
+        assert sink.named("deliver")[-1][2] == b'{"new":1}'
         assert [call[0] for call in sink.calls if call[0] in {"rewind", "hole"}] == ["rewind", "hole"]
 
 

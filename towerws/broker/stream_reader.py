@@ -53,6 +53,10 @@ from towerws.outgoing import Deadline
 CLOCK_ANSWER_S: Final = 0.5
 """A node whose clock is right answers at once. After this time we publish another marker, so that any other node can answer, too."""
 
+DELETION_S: Final = 0.25
+"""RabbitMQ cancels the consumers of a stream before the stream is gone. What is declared, bound or consumed then meets a stream that is
+being deleted: 404 or 541 in 4 of 300 deletions (3.10.8). So the next channel is opened after this pause."""
+
 
 class _State(enum.Enum):
     CHECKING = "checking"
@@ -114,15 +118,12 @@ class StreamReader:
 
     def begin(self) -> None:
         """Set everything up. `reader_live` or `reader_failed` follows, unless the connection ends or `close` is called."""
-        self._sink.proven(False)
+        self._pause()
         self._sink.on_position_asked = self._prove_position
-        self._watch.stop()
-        self._close_channels()
         if not self._sink.history_complete:
             self._positions.send_early()
         self._comparison.shared = self._new_from = self._proofs.newest = None
         self._clock_check.reset()
-        self._state = _State.CHECKING
         self._check = check = object()  # an answer to an earlier check changes nothing
         stream_exists(self._connection, self._settings.stream, lambda exists: self._checked(check, exists=exists))
         self._deadline.set(self._settings.attempt_s, self._unanswered)
@@ -288,7 +289,8 @@ class StreamReader:
             self._fail(final)
             return
         self._events.reader_restarted(failure)
-        self.begin()
+        self._pause()
+        self._deadline.set(DELETION_S, self.begin)
 
     # proving: is it the same log?
 
@@ -663,6 +665,13 @@ class StreamReader:
         )
 
     # our own
+
+    def _pause(self) -> None:
+        """Read nothing until `begin`."""
+        self._sink.proven(False)
+        self._watch.stop()
+        self._close_channels()
+        self._state = _State.CHECKING
 
     def _open_scout(self, start: object, saw: Callable[[int, str, bytes], None], ready: Callable[[], None] = lambda: None) -> None:
         self._close_scout()
