@@ -8,8 +8,10 @@ from typing import Any
 
 from pika import frame, spec
 from twisted.internet.interfaces import ITCPTransport
+from twisted.internet.protocol import Factory
 from twisted.internet.task import Clock
 from twisted.internet.testing import StringTransport
+from twisted.protocols.policies import ProtocolWrapper, WrappingFactory
 from zope.interface import implementer
 
 from tests.kit.rows import each_row
@@ -60,14 +62,18 @@ class TcpTransport(StringTransport):  # type: ignore[misc]
         """Nothing to do here."""
 
 
-def opened(**settings: Any) -> tuple[BrokerConnection, Events, TcpTransport, Clock]:
-    """Return a connection with the handshake done."""
+def opened(*, tls: bool = False, **settings: Any) -> tuple[BrokerConnection, Events, TcpTransport, Clock]:
+    """Return a connection with the handshake done. With `tls` the returned transport is the one below TLS."""
     clock, events, transport = Clock(), Events(), TcpTransport()
     connection = BrokerConnection(
-        BrokerUrl("h", 1, "u", Secret("canary"), "/", tls=False), BrokerSettings(urls=(), **settings), clock, events
+        BrokerUrl("h", 1, "u", Secret("canary"), "/", tls=tls), BrokerSettings(urls=(), **settings), clock, events
     )
     connection.on_read = events.read
-    connection.makeConnection(transport)
+    if tls:
+        wrapper = ProtocolWrapper(WrappingFactory(Factory()), connection)
+        wrapper.makeConnection(transport)
+    else:
+        connection.makeConnection(transport)
     connection.dataReceived(frame.Method(0, spec.Connection.Start(0, 9, {"version": "3.10.8"}, "PLAIN", "en_US")).marshal())
     connection.dataReceived(frame.Method(0, spec.Connection.Tune(2047, 131072, 60)).marshal())
     connection.dataReceived(frame.Method(0, spec.Connection.OpenOk()).marshal())
@@ -93,6 +99,45 @@ def test_a_read_is_as_large_as_what_is_written_for_it_allows(read: int, written:
     connection.dataReceived(b"\x08\0\0\0\0\0\0\xce" * (read // 8))
     assert transport.bufferSize == then
     connection.abort()
+
+
+RECORD = b"\x08\0\0\0\0\0\0\xce" * (16 * KIB // 8)
+"""What TLS passes on at once: a record has at most 16 KiB (RFC 8446 section 5.1). These are heartbeats."""
+
+
+def test_with_tls_a_read_has_many_records() -> None:
+    """The records that TLS passes on in one turn of the reactor are one read: one `on_read`, and the size of all of them together."""
+    connection, events, transport, clock = opened(tls=True)
+    clock.advance(0)
+    events.told.clear()
+    events.on_read = lambda: connection.resume(1024 * MIB)
+    for size in (64 * KIB, 128 * KIB):
+        for _ in range(size // len(RECORD)):
+            connection.dataReceived(RECORD)
+        assert not events.told
+        clock.advance(0)
+        assert events.told == ["read"]
+        assert transport.bufferSize == size // 2
+        events.told.clear()
+    connection.abort()
+    assert not clock.getDelayedCalls()
+
+
+def test_with_tls_a_read_ends_with_the_connection() -> None:
+    """What was handled counts as read before the end is told. An ended connection tells no read."""
+    connection, events, _, clock = opened(tls=True)
+    clock.advance(0)
+    events.told.clear()
+    connection.dataReceived(RECORD)
+    connection.connectionLost()
+    assert [told if isinstance(told, str) else type(told).__name__ for told in events.told] == ["read", "ConnectionFailure", "gone"]
+    connection, events, _, clock = opened(tls=True)
+    clock.advance(0)
+    events.told.clear()
+    connection.dataReceived(RECORD)
+    connection.abort()
+    assert not clock.getDelayedCalls()
+    assert not events.told
 
 
 def test_a_paused_connection_reads_nothing() -> None:

@@ -36,7 +36,7 @@ from towerws.broker.content import Content, read_content, read_timed_content
 from towerws.broker.failures import ConnectionFailure, RetryPolicy, from_broker, from_transport
 from towerws.core.deliveries import OversizedBody
 from towerws.core.settings import BrokerSettings, BrokerUrl
-from towerws.outgoing import release
+from towerws.outgoing import release, socket_transport
 
 _read_frame_head = struct.Struct(">BHI").unpack_from
 _read_u64 = struct.Struct(">Q").unpack_from
@@ -275,6 +275,8 @@ class BrokerConnection(protocol.Protocol):
         self._phase = "handshake"  # the first words of a failure's text
         self._received_at = 0.0
         self._read_bytes = 0
+        self._read_end: interfaces.IDelayedCall | None = None
+        """With TLS: calls `on_read` once all records of a read were handled."""
         self._paused = False
         self._resumed_at = 0.0
         """When the last pause ended."""
@@ -327,8 +329,7 @@ class BrokerConnection(protocol.Protocol):
         if self.dead:
             return
         if written and interfaces.ITCPTransport.providedBy(self.transport):
-            transport: Any = self.transport  # bufferSize belongs to abstract.FileDescriptor, not to the interface
-            transport.bufferSize = max(SMALLEST_READ, min(LARGEST_READ, self._read_bytes * WRITTEN_BYTES // written))
+            socket_transport(self.transport).bufferSize = max(SMALLEST_READ, min(LARGEST_READ, self._read_bytes * WRITTEN_BYTES // written))
         if self._paused:
             self._paused = False
             self._received_at = self._resumed_at = self._reactor.seconds()  # nothing could be received while it was paused
@@ -362,7 +363,7 @@ class BrokerConnection(protocol.Protocol):
         transport = self.transport
         assert transport is not None
         if interfaces.ITCPTransport.providedBy(transport):
-            transport.bufferSize = FIRST_READ  # type: ignore[attr-defined] # of abstract.FileDescriptor, not of the interface
+            socket_transport(transport).bufferSize = FIRST_READ
             transport.setTcpNoDelay(True)  # the handshake writes twice before it reads: 40 ms each time with a delayed ACK
         self._events.connection_up()
         self._amqp.connection_made(transport)
@@ -372,7 +373,9 @@ class BrokerConnection(protocol.Protocol):
         if self.dead:
             return
         self._received_at = self._reactor.seconds()
-        self._read_bytes = len(data)
+        if self._read_end is None:
+            self._read_bytes = 0
+        self._read_bytes += len(data)
         try:
             self._amqp.data_received(data)
         except NotAmqp as error:
@@ -381,10 +384,14 @@ class BrokerConnection(protocol.Protocol):
             self._log.failure("the connection to {url} is closed because of an error in reading; towerws connects again", url=self.url)
             self._end(ConnectionFailure(f"{self._phase}: can't read what the broker sent: {type(error).__name__}"))
         if not self.dead:
-            self.on_read()
+            if not self.url.tls:
+                self.on_read()
+            elif self._read_end is None:  # TLS passes on each record of a read by itself. RabbitMQ's hold a few messages
+                self._read_end = self._reactor.callLater(0, self._end_read)
 
     def connectionLost(self, reason: Failure = protocol.connectionDone) -> None:
         """The transport is closed."""
+        self._end_read()
         self._end(from_transport(reason, self._phase, tls=self.url.tls))
         self._events.connection_closed()
         self._amqp.release()
@@ -411,6 +418,17 @@ class BrokerConnection(protocol.Protocol):
 
     # our own
 
+    def _end_read(self) -> None:
+        """With TLS: end the read, if one has begun."""
+        if self._read_end is not None:
+            self._clear_read_end()
+            self.on_read()
+
+    def _clear_read_end(self) -> None:
+        call, self._read_end = self._read_end, None
+        if call is not None and call.active():
+            call.cancel()
+
     def _check_silence(self) -> None:
         """End the connection if nothing was received for `silence_s`. The peer or the network is dead, even if TCP doesn't know yet."""
         self._watchdog = None
@@ -435,6 +453,7 @@ class BrokerConnection(protocol.Protocol):
         if self._watchdog is not None:
             self._watchdog.cancel()
             self._watchdog = None
+        self._clear_read_end()
         self._abort_transport()
         if failure is not None:
             self._events.connection_failed(failure)
