@@ -77,6 +77,7 @@ def opened(*, tls: bool = False, **settings: Any) -> tuple[BrokerConnection, Eve
     connection.dataReceived(frame.Method(0, spec.Connection.Start(0, 9, {"version": "3.10.8"}, "PLAIN", "en_US")).marshal())
     connection.dataReceived(frame.Method(0, spec.Connection.Tune(2047, 131072, 60)).marshal())
     connection.dataReceived(frame.Method(0, spec.Connection.OpenOk()).marshal())
+    clock.advance(0)
     return connection, events, transport, clock
 
 
@@ -108,7 +109,6 @@ RECORD = b"\x08\0\0\0\0\0\0\xce" * (16 * KIB // 8)
 def test_with_tls_a_read_has_many_records() -> None:
     """The records that TLS passes on in one turn of the reactor are one read: one `on_read`, and the size of all of them together."""
     connection, events, transport, clock = opened(tls=True)
-    clock.advance(0)
     events.told.clear()
     events.on_read = lambda: connection.resume(1024 * MIB)
     for size in (64 * KIB, 128 * KIB):
@@ -123,21 +123,40 @@ def test_with_tls_a_read_has_many_records() -> None:
     assert not clock.getDelayedCalls()
 
 
-def test_with_tls_a_read_ends_with_the_connection() -> None:
-    """What was handled counts as read before the end is told. An ended connection tells no read."""
+def test_with_tls_nothing_comes_between_the_messages_of_a_read_and_its_end() -> None:
+    """A client that subscribed in between would miss a message that its position includes."""
     connection, events, _, clock = opened(tls=True)
+    connection.open_channel(lambda _: None, lambda _tag, _key, _content, body: events.told.append(body), max_body_bytes=KIB)
+    connection.dataReceived(frame.Method(1, spec.Channel.OpenOk()).marshal())
     clock.advance(0)
+    events.told.clear()
+    for body in (b"one", b"two"):
+        for part in (
+            frame.Method(1, spec.Basic.Deliver("t", 9, False, "x", "jobs.x")),
+            frame.Header(1, len(body), spec.BasicProperties()),
+            frame.Body(1, body),
+        ):
+            connection.dataReceived(part.marshal())
+    assert not events.told
+    clock.advance(0)
+    assert events.told == [b"one", b"two", "read"]
+    connection.abort()
+
+
+def test_with_tls_the_last_records_count() -> None:
+    """They are read before the end is told. After an abort nothing is read."""
+    connection, events, _, clock = opened(tls=True)
     events.told.clear()
     connection.dataReceived(RECORD)
     connection.connectionLost()
     assert [told if isinstance(told, str) else type(told).__name__ for told in events.told] == ["read", "ConnectionFailure", "gone"]
     connection, events, _, clock = opened(tls=True)
-    clock.advance(0)
     events.told.clear()
     connection.dataReceived(RECORD)
     connection.abort()
     assert not clock.getDelayedCalls()
-    assert not events.told
+    connection.connectionLost()
+    assert events.told == ["gone"]
 
 
 def test_a_paused_connection_reads_nothing() -> None:

@@ -36,7 +36,7 @@ from towerws.broker.content import Content, read_content, read_timed_content
 from towerws.broker.failures import ConnectionFailure, RetryPolicy, from_broker, from_transport
 from towerws.core.deliveries import OversizedBody
 from towerws.core.settings import BrokerSettings, BrokerUrl
-from towerws.outgoing import release, socket_transport
+from towerws.outgoing import Deadline, release, socket_transport
 
 _read_frame_head = struct.Struct(">BHI").unpack_from
 _read_u64 = struct.Struct(">Q").unpack_from
@@ -275,8 +275,9 @@ class BrokerConnection(protocol.Protocol):
         self._phase = "handshake"  # the first words of a failure's text
         self._received_at = 0.0
         self._read_bytes = 0
-        self._read_end: interfaces.IDelayedCall | None = None
-        """With TLS: calls `on_read` once all records of a read were handled."""
+        self._records: list[bytes] = []
+        """With TLS: what was received in this turn of the reactor. It is read at the turn's end, so that nothing comes in between."""
+        self._end_of_turn = Deadline(reactor)
         self._paused = False
         self._resumed_at = 0.0
         """When the last pause ended."""
@@ -373,25 +374,18 @@ class BrokerConnection(protocol.Protocol):
         if self.dead:
             return
         self._received_at = self._reactor.seconds()
-        if self._read_end is None:
-            self._read_bytes = 0
-        self._read_bytes += len(data)
-        try:
-            self._amqp.data_received(data)
-        except NotAmqp as error:
-            self._end(ConnectionFailure(f"{self._phase}: not AMQP 0-9-1: {error}", hint="check host and port in the broker URL"))
-        except Exception as error:  # noqa: BLE001 - an error in pika ends this connection only
-            self._log.failure("the connection to {url} is closed because of an error in reading; towerws connects again", url=self.url)
-            self._end(ConnectionFailure(f"{self._phase}: can't read what the broker sent: {type(error).__name__}"))
-        if not self.dead:
-            if not self.url.tls:
-                self.on_read()
-            elif self._read_end is None:  # TLS passes on each record of a read by itself. RabbitMQ's hold a few messages
-                self._read_end = self._reactor.callLater(0, self._end_read)
+        if not self.url.tls:
+            self._read(data)
+            return
+        # TLS passes on each record of a read by itself. RabbitMQ's hold a few messages.
+        if not self._records:
+            self._end_of_turn.set(0, self._read_records)
+        self._records.append(data)
 
     def connectionLost(self, reason: Failure = protocol.connectionDone) -> None:
         """The transport is closed."""
-        self._end_read()
+        if self._records:
+            self._read_records()
         self._end(from_transport(reason, self._phase, tls=self.url.tls))
         self._events.connection_closed()
         self._amqp.release()
@@ -418,16 +412,22 @@ class BrokerConnection(protocol.Protocol):
 
     # our own
 
-    def _end_read(self) -> None:
-        """With TLS: end the read, if one has begun."""
-        if self._read_end is not None:
-            self._clear_read_end()
+    def _read(self, data: bytes) -> None:
+        self._read_bytes = len(data)
+        try:
+            self._amqp.data_received(data)
+        except NotAmqp as error:
+            self._end(ConnectionFailure(f"{self._phase}: not AMQP 0-9-1: {error}", hint="check host and port in the broker URL"))
+        except Exception as error:  # noqa: BLE001 - an error in pika ends this connection only
+            self._log.failure("the connection to {url} is closed because of an error in reading; towerws connects again", url=self.url)
+            self._end(ConnectionFailure(f"{self._phase}: can't read what the broker sent: {type(error).__name__}"))
+        if not self.dead:
             self.on_read()
 
-    def _clear_read_end(self) -> None:
-        call, self._read_end = self._read_end, None
-        if call is not None and call.active():
-            call.cancel()
+    def _read_records(self) -> None:
+        self._end_of_turn.clear()
+        records, self._records = self._records, []
+        self._read(b"".join(records))
 
     def _check_silence(self) -> None:
         """End the connection if nothing was received for `silence_s`. The peer or the network is dead, even if TCP doesn't know yet."""
@@ -453,7 +453,7 @@ class BrokerConnection(protocol.Protocol):
         if self._watchdog is not None:
             self._watchdog.cancel()
             self._watchdog = None
-        self._clear_read_end()
+        self._end_of_turn.clear()
         self._abort_transport()
         if failure is not None:
             self._events.connection_failed(failure)
