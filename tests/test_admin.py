@@ -78,6 +78,7 @@ class Admin:
             status=self.status,
             source_status=lambda: self.state,
             publish=self.publish,
+            flush=self.edge.source.flush,
             disconnect=self.disconnect,
             later=lambda call: self.edge.clock.callLater(0, call),
             websocket_port=lambda: 18051,
@@ -299,10 +300,15 @@ def test_a_batch(admin: Admin) -> None:
     """Each line has its answer, in order, also if the answers come in another order. A line's mistake does not touch the others."""
     late: Deferred[Published] = Deferred()
     admin.answers = [late]
+    client = admin.edge.open()
+    client.ask({"jobs": ["summary"]})
+    client.take()
+    batches = admin.edge.hub.counters.batches
     lines = [b'{"topic": "a.%d", "payload": {"n": %d}}' % (number, number) for number in range(60)]
     lines[7] = b"nonsense"
     lines[8] = b""
     lines[9] = b'{"topic": "a.9", "payload": {}, "message_id": "own"}'
+    lines[10] = lines[11] = lines[30] = b'{"topic": "jobs.summary", "payload": {}}'
     body = b"\r\n".join(lines) + b"\n"
     head = b'POST /publish HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/x-ndjson\r\nIdempotency-Key: "k"\r\n'
     admin.transport = StringTransport(hostAddress=LOOPBACK)
@@ -313,6 +319,8 @@ def test_a_batch(admin: Admin) -> None:
     for _ in range(3):
         admin.edge.clock.advance(0)
     assert admin.transport.value() == b""
+    assert len(client.take()) == 3
+    assert admin.edge.hub.counters.batches - batches == 2, "what is published in one turn is written at once"
     late.callback(Published(Outcome.UNKNOWN, None, "late", error="no answer"))
     reply = Reply(admin.transport.value())
     answers = [json.loads(line) for line in reply.body.splitlines()]
@@ -321,7 +329,9 @@ def test_a_batch(admin: Admin) -> None:
     assert [answers[number]["status"] for number in (6, 7, 8, 9, 10)] == [202, 400, 400, 400, 202]
     assert "an id twice" in answers[9]["error"]
     assert answers[59]["message_id"] == "k/60"
-    assert [event.topic.event for event in admin.published] == [str(number) for number in range(60) if number not in (7, 8, 9)]
+    assert [event.topic.event for event in admin.published] == [
+        {10: "summary", 11: "summary", 30: "summary"}.get(number, str(number)) for number in range(60) if number not in (7, 8, 9)
+    ]
     assert admin.site.publishing.counts == {"unknown": 1, "confirmed": 56, "invalid": 3}
     channel.connectionLost(Failure(ConnectionDone()))
 

@@ -29,7 +29,7 @@ def test_start(sink: RecordingSink) -> None:
 
 
 def test_publish(sink: RecordingSink) -> None:
-    """Each publication is its own batch. Offsets grow by one from 1, and the position names log and offset."""
+    """Publications are one batch until `flush`. Offsets grow by one from 1, and the position names log and offset."""
     source = EmbeddedSource(sink)
     source.start()
     log = sink.calls[0][1]
@@ -37,7 +37,9 @@ def test_publish(sink: RecordingSink) -> None:
     assert source.publish("a.b", b"{}") == f"1-{log}"
     assert source.publish("a.c", b'{"x":1}') == f"2-{log}"
     assert sink.calls == [("deliver", "a.b", b"{}", 1, None), ("deliver", "a.c", b'{"x":1}', 2, None)]
-    assert sink.batches == 2
+    assert sink.batches == 0
+    source.flush()
+    assert sink.batches == 1
     assert source.status().details == {"published": 2}
 
 

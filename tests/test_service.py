@@ -25,6 +25,7 @@ def test_a_message_to_very_many_is_written_over_several_turns_of_the_reactor() -
         for peer in peers:
             service.hub.subscribe(service.hub.join(peer, TOWER), Request(("jobs.status_changed",)))
         service.source.publish("jobs.status_changed", b"{}")
+        service.source.flush()
         written = [sum(len(peer.writes) for peer in peers)]
         while reactor.getDelayedCalls():
             reactor.runUntilCurrent()

@@ -57,11 +57,17 @@ class EmbeddedSource:
         self._offset = offset
 
     def publish(self, routing_key: str, payload: bytes, message_id: str | None = None) -> str:
-        """Deliver an event, and return its position. The caller has checked the routing key, the payload, and that the id is new."""
+        """Deliver an event, and return its position. The caller has checked the routing key, the payload, and that the id is new.
+
+        `flush` must follow in the same turn of the reactor: a client that subscribed before it could miss the event.
+        """
         self._offset += 1
         self._sink.deliver(routing_key, payload, self._offset, message_id)
-        self._sink.end_batch(_written)
         return f"{self._offset}-{self._epoch}"
+
+    def flush(self) -> None:
+        """Write the published events to the clients, each client's in one piece."""
+        self._sink.end_batch(_written)
 
 
 def _written(size: int) -> None:

@@ -179,6 +179,7 @@ class TowerwsService(Service):
             status=lambda: status_figures(self),
             source_status=self.source_status,
             publish=self._publish,
+            flush=(lambda: None) if embedded is None else embedded.flush,
             later=lambda call: reactor.callLater(0, call),
             disconnect=self._disconnect,
             disconnect_here=None if membership is None else context.credential_monitor.disconnect,

@@ -341,7 +341,9 @@ class Edge:
 
     def publish(self, topic: str, payload: object) -> str:
         """Publish. Returns the position."""
-        return self.source.publish(topic, payload if isinstance(payload, bytes) else json.dumps(payload).encode())
+        position = self.source.publish(topic, payload if isinstance(payload, bytes) else json.dumps(payload).encode())
+        self.source.flush()
+        return position
 
     def advance(self, seconds: float, step: float = 0.25) -> None:
         """Let time pass, in small steps: Autobahn's timers are set by other timers."""

@@ -53,14 +53,19 @@ Publish = Callable[[Publication], Deferred[Published]]
 class PublishEndpoint:
     """Answers `POST /publish`. `counts` has the number of events by outcome.
 
-    `why_no_subscriber` takes a group and an event. It returns why no client can subscribe to them, or None. `later` calls a function in a
-    later turn of the reactor.
+    `flush` is called after the events of one turn of the reactor were given to `publish`. `why_no_subscriber` takes a group and an event.
+    It returns why no client can subscribe to them, or None. `later` calls a function in a later turn of the reactor.
     """
 
     def __init__(
-        self, publish: Publish, why_no_subscriber: Callable[[str, str], str | None], later: Callable[[Callable[[], None]], object]
+        self,
+        publish: Publish,
+        flush: Callable[[], None],
+        why_no_subscriber: Callable[[str, str], str | None],
+        later: Callable[[Callable[[], None]], object],
     ) -> None:
         self._publish = publish
+        self._flush = flush
         self._why_no_subscriber = why_no_subscriber
         self._later = later
         self.counts: Counter[str] = Counter()
@@ -71,7 +76,9 @@ class PublishEndpoint:
             key = _idempotency_key(request)
             content_type = (request.getHeader("content-type") or "").partition(";")[0].strip().lower()
             if content_type != BATCH_TYPE:
-                return self._publish_one(body_of(request), key).addCallback(_http_answer)
+                published = self._publish_one(body_of(request), key)
+                self._flush()
+                return published.addCallback(_http_answer)
             lines = split_batch(body_of(request))
         except ValueError as error:
             self.counts[INVALID] += 1
@@ -79,7 +86,7 @@ class PublishEndpoint:
         except HttpError:
             self.counts[INVALID] += 1
             raise
-        return _Batch(lines, key, self._publish_line, self._later).answer
+        return _Batch(lines, key, self._publish_line, self._flush, self._later).answer
 
     def _publish_one(self, body: bytes, key: str | None) -> Deferred[dict[str, object]]:
         """Publish one envelope. Fires with the answer's keys. Raises `HttpError`."""
@@ -123,12 +130,14 @@ class _Batch:
         lines: list[bytes],
         key: str | None,
         publish: Callable[[bytes, str | None], Deferred[dict[str, object]]],
+        flush: Callable[[], None],
         later: Callable[[Callable[[], None]], object],
     ) -> None:
         self.answer: Deferred[Answer] = Deferred()
         self._lines = lines
         self._key = key
         self._publish = publish
+        self._flush = flush
         self._later = later
         self._next = 0
         self._answers: list[bytes] = [b""] * len(lines)
@@ -146,6 +155,7 @@ class _Batch:
             taken += len(line)
             key = None if self._key is None else f"{self._key}/{number + 1}"
             maybeDeferred(self._publish, line, key).addCallbacks(self._answered, self._failed, callbackArgs=(number,))
+        self._flush()
         if self._next < len(self._lines):
             self._later(self._continue)
 

@@ -100,7 +100,7 @@ class AdminSite(EndpointSite):
     """Answers the requests to the admin port, with the functions that the service passes in.
 
     - `status` returns the figures, `source_status` the source's state.
-    - `publish`, `why_no_subscriber` and `later` are those of `PublishEndpoint`.
+    - `publish`, `flush`, `why_no_subscriber` and `later` are those of `PublishEndpoint`.
     - `disconnect` closes connections on all daemons, and fires with the result.
     - `disconnect_here` closes connections of this process only, and returns their number. Only a worker has it, for its parent.
     - `restart` fires with the figures of a hand-over, or fails with a `TowerwsError`. None: the answer is 404.
@@ -121,6 +121,7 @@ class AdminSite(EndpointSite):
         websocket_port: Callable[[], int],
         max_payload_bytes: int,
         later: Callable[[Callable[[], None]], object],
+        flush: Callable[[], None] = lambda: None,
         why_no_subscriber: Callable[[str, str], str | None] = lambda group, event: None,
         page: Callable[[], PageContent] = PageContent,
         metrics: MetricsPage | None = None,
@@ -146,7 +147,7 @@ class AdminSite(EndpointSite):
                 return live_page(replace(page(), groups={}), websocket_port())
             return live_page(page(), websocket_port())
 
-        self.publishing = PublishEndpoint(publish, why_no_subscriber, later)
+        self.publishing = PublishEndpoint(publish, flush, why_no_subscriber, later)
 
         worker: dict[bytes, Endpoint] = {}
         if disconnect_here is not None:
