@@ -2,13 +2,17 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 from math import inf
+from pathlib import Path
 from typing import Any
 
+from twisted.internet.task import Clock
 from twisted.logger import LogLevel
 
 from tests.auth.tower_kit import logged
-from towerws.logs import LevelFilter, _Forwarder, as_journal, as_json, as_text, make_observer
+from towerws.logs import LevelFilter, _Forwarder, as_journal, as_json, as_text, make_observer, open_output
+from towerws.process import Signals
 
 TEXTS: list[tuple[str, object, str]] = [
     # name, the text of a server or a library, what the log has
@@ -60,6 +64,35 @@ def test_a_worker_names_itself() -> None:
         make_observer("json", LevelFilter("info"), Lines(lines), journal=False, worker=worker)(event(text="x"))
     assert [json.loads(line).get("worker") for line in lines] == [2, None]
     assert b"worker" not in lines[1]
+
+
+def test_a_log_file_that_can_not_be_opened_again(tmp_path: Path) -> None:
+    """One line names the file and the reason, and the log goes on in the file that was open."""
+    folder, moved = tmp_path / "log", tmp_path / "moved"
+    folder.mkdir()
+    opened = open_output(str(folder / "own.log"))
+    signals = Signals(Clock(), lambda: None, lambda by: None)
+    signals.reopen_log = opened.reopen
+    folder.rename(moved)
+    with logged() as lines:
+        signals._reopen_log("SIGUSR1")
+    (text,) = lines.texts
+    assert text.startswith(f"SIGUSR1: {folder}/own.log can't be opened: No such file or directory; ")
+    opened.output.write(b"still here\n")
+    assert (moved / "own.log").read_bytes() == b"still here\n"
+    os.close(opened.output._descriptor)  # type: ignore[attr-defined]
+
+
+def test_two_processes_share_a_log_file(tmp_path: Path) -> None:
+    """During a hand-over two processes write to the file. No line overwrites another one, at any size of the file."""
+    file = tmp_path / "own.log"
+    outputs = [open_output(str(file)).output for _ in range(2)]
+    for _ in range(3):
+        for output in outputs:
+            output.write(b"x" * 10**6)
+    assert [each.stat().st_size for each in tmp_path.iterdir()] == [6 * 10**6]
+    for output in outputs:
+        os.close(output._descriptor)  # type: ignore[attr-defined]
 
 
 class Lines:

@@ -19,6 +19,7 @@ from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from functools import partial
 from math import inf, isfinite
+from pathlib import Path
 from typing import Any, Final, NamedTuple, Protocol
 
 from twisted.logger import (
@@ -30,7 +31,6 @@ from twisted.logger import (
     LogLevelFilterPredicate,
     eventAsText,
 )
-from twisted.python.logfile import LogFile
 from zope.interface import implementer
 
 _PRIORITIES = {LogLevel.debug: 7, LogLevel.info: 6, LogLevel.warn: 4, LogLevel.error: 3, LogLevel.critical: 2}  # syslog(3)
@@ -176,19 +176,19 @@ def make_observer(log_format: str, level: LevelFilter, output: Output, *, journa
 
 
 class Opened(NamedTuple):
-    """An output. `journal`: it is the journal. `rotate` rotates its file, None if it has none."""
+    """An output. `journal`: it is the journal. `reopen`: see `_File`, None if it is no file."""
 
     output: Output
     journal: bool
-    rotate: Callable[[], None] | None
+    reopen: Callable[[], None] | None
 
 
 def open_output(logfile: str) -> Opened:
-    """Open the output for twistd's `--logfile`. `-` is standard output. A file is rotated as twistd does it."""
+    """Open the output for twistd's `--logfile`. `-` is standard output."""
     if logfile == "-":
         return Opened(_Descriptor(1), is_journal(1, os.environ), None)
-    file: Any = LogFile.fromFullPath(logfile)
-    return Opened(file, journal=False, rotate=file.rotate)
+    file = _File(logfile)
+    return Opened(file, journal=False, reopen=file.reopen)
 
 
 def forward_library_logs() -> None:
@@ -221,6 +221,22 @@ class _Descriptor:
         """Write all of it."""
         while data:
             data = data[os.write(self._descriptor, data) :]
+
+
+class _File(_Descriptor):
+    """Appends to a file, so that two processes can write to it during a hand-over."""
+
+    def __init__(self, path: str) -> None:
+        self._path = Path(path).absolute()  # twistd may change to another folder
+        super().__init__(self._open())
+
+    def reopen(self) -> None:
+        """Open the file of this name again, because logrotate has moved it. Raises `OSError`: then the moved file stays in use."""
+        before, self._descriptor = self._descriptor, self._open()
+        os.close(before)
+
+    def _open(self) -> int:
+        return os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
 
 
 class _Forwarder(logging.Handler):

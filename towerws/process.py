@@ -19,7 +19,7 @@ Signals:
 signal           | first                                         | second                    | third
 SIGTERM, SIGINT  | stop in order, status 0                       | end at once, status 0     | end by the signal
 SIGHUP           | a reload (towerws/reload.py)                  | a reload                  | a reload
-SIGUSR1          | a rotation of twistd's log file               | a rotation                | a rotation
+SIGUSR1          | opens twistd's log file again (logrotate)     | the same                  | the same
 
 The handlers replace Twisted's. Twisted's handlers end the process by the signal after an orderly stop (status 143), ignore a second
 SIGTERM, and leave SIGHUP at its default, which kills. twistd leaves SIGUSR1 there, too, unless it logs to a file. A signal that the
@@ -110,8 +110,8 @@ class Signals:
         self._hurry = hurry
         self._request_reload = reload
         self._received = 0
-        self.rotate: Callable[[], None] | None = None
-        """Rotates the log file. None: there is none."""
+        self.reopen_log: Callable[[], None] | None = None
+        """Opens the log file again. None: there is none."""
         self._folded = FoldedLog(self._log, reactor)
 
     @property
@@ -130,7 +130,7 @@ class Signals:
         for number in ENDING:
             self._set(number, self._end)
         self._set(signal.SIGHUP, self._reload)
-        self._set(signal.SIGUSR1, self._rotate)
+        self._set(signal.SIGUSR1, self._reopen)
 
     def _set(self, number: signal.Signals, handler: Callable[[int, FrameType | None], None]) -> None:
         if signal.getsignal(number) is not signal.SIG_IGN:
@@ -153,14 +153,22 @@ class Signals:
     def _reload(self, number: int, frame: FrameType | None) -> None:
         self._reactor.callFromThread(self._request_reload, signal.Signals(number).name)
 
-    def _rotate(self, number: int, frame: FrameType | None) -> None:
-        self._reactor.callFromThread(self._rotate_log, signal.Signals(number).name)
+    def _reopen(self, number: int, frame: FrameType | None) -> None:
+        self._reactor.callFromThread(self._reopen_log, signal.Signals(number).name)
 
-    def _rotate_log(self, name: str) -> None:
-        if self.rotate is None:
-            self._folded.info("{name}: there is no log file to rotate (twistd's --logfile)", name=name)
-        else:
-            self.rotate()
+    def _reopen_log(self, name: str) -> None:
+        if self.reopen_log is None:
+            self._folded.info("{name}: there is no log file to open again (twistd's --logfile)", name=name)
+            return
+        try:
+            self.reopen_log()
+        except OSError as error:
+            self._log.error(
+                "{name}: {path} can't be opened: {reason}; the log goes on in the file that was open; let logrotate create the new one",
+                name=name,
+                path=error.filename,
+                reason=error.strerror,
+            )
 
     def _stop(self, name: str) -> None:
         self._log.info("{name}: stopping; a second one ends at once", name=name)

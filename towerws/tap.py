@@ -300,6 +300,6 @@ def _log_observer(
     if twistd["syslog"] or twistd["logger"] or (logfile == "-" and not in_front):
         return None
     opened = open_output(logfile)
-    signals.rotate = opened.rotate
+    signals.reopen_log = opened.reopen
     forward_library_logs()
     return make_observer(settings.log_format, level, opened.output, journal=opened.journal, worker=worker)

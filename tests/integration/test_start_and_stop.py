@@ -228,7 +228,7 @@ def test_sigusr1_without_a_log_file(make: Start, before: tuple[str, ...]) -> Non
     process.signal(signal.SIGTERM)
     assert process.ends() == 0
     if before != ("--syslog",):
-        assert process.output.count("[daemon#info] SIGUSR1: there is no log file to rotate (twistd's --logfile)\n") == 1
+        assert process.output.count("[daemon#info] SIGUSR1: there is no log file to open again (twistd's --logfile)\n") == 1
 
 
 def test_an_ignored_signal_stays_ignored(make: Start) -> None:
@@ -738,21 +738,21 @@ def test_priorities_under_systemd(tmp_path: Path) -> None:
     ]
 
 
-def test_twistd_s_own_log_file(make: Start, tmp_path: Path) -> None:
-    """`--logfile` still names a file in the same form, rotated by SIGUSR1."""
+@pytest.mark.parametrize("creates", ["create 0600", "nocreate"])
+def test_logrotate_moves_the_log_file(make: Start, tmp_path: Path, creates: str) -> None:
+    """SIGUSR1 makes the daemon write to a new file of the name in `--logfile`. The file that logrotate has moved stays as it is."""
     process = make("--listen", tcp(port := free_port()), before=("--logfile=own.log",)).start()
-    file = tmp_path / "own.log"
-    give_up = time.monotonic() + DEADLINE_S
-    while not file.exists() or "towerws 0." not in file.read_text():
-        assert time.monotonic() < give_up, process.output
-        time.sleep(0.02)  # between two polls of the file
-    process.signal(signal.SIGUSR1)
-    while not (tmp_path / "own.log.1").exists():
-        assert time.monotonic() < give_up, process.output
-        time.sleep(0.02)  # between two polls of the folder
-    with connect(f"ws://127.0.0.1:{port}/websocket/", subprotocols=[V1], open_timeout=DEADLINE_S) as client:
-        client.recv()
+    settings = tmp_path / "logrotate.conf"
+    settings.write_text(f"{tmp_path}/own.log {{\n{creates}\nrotate 5\npostrotate\nkill -USR1 {process.pid}\nendscript\n}}\n")
+    settings.chmod(0o600)
+    process.answers()
+    for _ in range(2):
+        subprocess.run(["/usr/sbin/logrotate", "--force", "--state", tmp_path / "state", settings], check=True, timeout=DEADLINE_S)
+        assert process.healthz() == 200  # after the signal
+        with connect(f"ws://127.0.0.1:{port}/websocket/", subprotocols=[V1], open_timeout=DEADLINE_S) as client:
+            client.recv()
     process.signal(signal.SIGTERM)
     assert process.ends() == 0
-    assert "[websocket#info] connection opened" in file.read_text()
+    opened = {each.name: each.read_text().count("[websocket#info] connection opened") for each in tmp_path.glob("own.log*")}
+    assert opened == {"own.log": 1, "own.log.1": 1, "own.log.2": 0}
     assert process.output == ""

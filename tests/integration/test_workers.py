@@ -223,7 +223,7 @@ def test_sigusr1_ends_no_process(daemon: WorkersDaemon) -> None:
     before = daemon.serving()
     for pid in (daemon.pid, *before):
         os.kill(pid, signal.SIGUSR1)
-    line = "SIGUSR1: there is no log file to rotate"
+    line = "SIGUSR1: there is no log file to open again"
     give_up = time.monotonic() + DEADLINE_S
     while daemon.log.read_text().count(line) < 3:
         assert time.monotonic() < give_up, daemon.log.read_text()[-3000:]
