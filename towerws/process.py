@@ -83,16 +83,22 @@ def descriptors_for_clients() -> int:
     return max(1, descriptors - RESERVED_DESCRIPTORS)
 
 
-def too_few_descriptors(loaded: Loaded, process: str = "this process") -> Iterator[str]:
-    """Yield a sentence if `limits.connections` is more than the limit of open files leaves room for. `process` is whose limit it is."""
+def wanted_connections(loaded: Loaded) -> tuple[int, str]:
+    """Return how many connections one process is to hold, and that limit as a text. A worker holds its share."""
     asked = int(str(loaded.by_key["limits.connections"].value))
     share = divide(loaded.settings.limits, worker_count(loaded.settings)).connections
-    if share > (room := descriptors_for_clients()):
-        of_worker = f", of which {share} are a worker's" if share != asked else ""
+    of_worker = f", of which {share} are a worker's" if share != asked else ""
+    return share, f"limits.connections = {asked}{of_worker}"
+
+
+def too_few_descriptors(loaded: Loaded, process: str = "this process") -> Iterator[str]:
+    """Yield a sentence if `limits.connections` is more than the limit of open files leaves room for. `process` is whose limit it is."""
+    wanted, limit = wanted_connections(loaded)
+    if wanted > (room := descriptors_for_clients()):
         yield (
-            f"limits.connections = {asked}{of_worker}: {process} may open {resource.getrlimit(resource.RLIMIT_NOFILE)[0]} files, and "
+            f"{limit}: {process} may open {resource.getrlimit(resource.RLIMIT_NOFILE)[0]} files, and "
             f"{RESERVED_DESCRIPTORS} of them are reserved, so {room} connections are its limit: "
-            f"set LimitNOFILE={share + RESERVED_DESCRIPTORS} or more in the unit, or lower limits.connections"
+            f"set LimitNOFILE={wanted + RESERVED_DESCRIPTORS} or more in the unit, or lower limits.connections"
         )
 
 

@@ -22,8 +22,8 @@ from towerws.config.rules import advice
 from towerws.core.settings import MIB
 from towerws.doctor.examination import Area, Doing, Finding, Step
 from towerws.doctor.network import STEP_S, Unreachable, certificate_finding, connect, fetch_from, reason, shown
-from towerws.process import RESERVED_DESCRIPTORS
-from towerws.workers.worker import divide, memory_limits, worker_count
+from towerws.process import RESERVED_DESCRIPTORS, wanted_connections
+from towerws.workers.worker import memory_limits, worker_count
 
 BASE_BYTES = 66 * MIB
 """Resident memory of a daemon without clients and history (docs/capacity.md)."""
@@ -196,16 +196,16 @@ def _process(figures: Mapping[str, Any], metrics: str) -> _Process:
 
 
 def _descriptors(area: Area, loaded: Loaded, process: _Process | None) -> Finding:
-    wanted = divide(loaded.settings.limits, worker_count(loaded.settings)).connections
+    wanted, asked = wanted_connections(loaded)
     if process is not None and process.max_descriptors:
-        limit, whose = process.max_descriptors, "the daemon"
+        limit, whose = process.max_descriptors, "the daemon" if worker_count(loaded.settings) == 1 else "each worker"
     else:
         limit, whose = resource.getrlimit(resource.RLIMIT_NOFILE)[0], "this shell"
     room = limit - RESERVED_DESCRIPTORS
     text = f"{whose} may open {limit} files"
     if wanted > room:
         change = f"LimitNOFILE={wanted + RESERVED_DESCRIPTORS} in the unit, or a smaller limits.connections"
-        return area.problem("descriptors", f"{text}: too few for limits.connections = {wanted}", change)
+        return area.problem("descriptors", f"{text}: too few for {asked}", change)
     if process is None:
         return area.unknown("descriptors", f"{text}; the daemon's own limit is known only while it runs", "start the daemon")
     if room < 1000:
