@@ -7,6 +7,7 @@ import json
 import os
 import signal
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -20,7 +21,7 @@ from tests.test_outgoing import certificate
 from towerws.auth.tower import TowerMethod
 from towerws.config.certificates import fingerprint, read_certificate
 from towerws.config.exposure import exposure
-from towerws.config.load import Loaded, load_all
+from towerws.config.load import Loaded, Setting, load_all
 from towerws.config.options import OPTIONS
 from towerws.core.errors import ConfigError
 from towerws.core.identity import Identity
@@ -247,6 +248,20 @@ def test_files_are_named_only_if_their_content_changed(daemon: Daemon) -> None:
     assert daemon.reload(own + "[jwt]\nleeway_s = 7") == ["SIGHUP: reloaded: jwt.leeway_s"]
     daemon.secret.write_text("t" * 32)
     assert daemon.reload("[jwt]\nleeway_s = 8") == ["SIGHUP: reloaded: jwt.leeway_s, groups, the files of auth jwt"]
+
+
+def test_one_part_of_a_long_address(daemon: Daemon) -> None:
+    """The log has both addresses in full, and does not say that nothing has changed."""
+    files = ":".join(f"{name}=/etc/letsencrypt/live/towerws.example/{name}.pem" for name in ("privateKey", "certKey"))
+    before = daemon.reloader._loaded
+    shown = "ssl:8043:{}:dhParameters=/etc/towerws/{}.pem"
+    listen = {each: Setting(shown.format(files, each), "towerws.toml: listen") for each in ("old", "new")}
+    daemon.reloader._loaded = replace(before, by_key={**before.by_key, "listen": listen["old"]})
+    daemon.reloader._load = lambda: replace(before, by_key={**before.by_key, "listen": listen["new"]})
+    assert daemon.reload() == [
+        "SIGHUP: reloaded: only options that need a restart have changed",
+        f"SIGHUP: towerws.toml: listen = {listen['new'].value!r}: needs a restart; {listen['old'].value!r} stays in force until then",
+    ]
 
 
 @pytest.mark.filterwarnings("ignore:Passing pyOpenSSL:DeprecationWarning")  # Twisted passes them

@@ -133,7 +133,8 @@ class Reloader:
             self._set_log_level(settings.log_level)
         reloads.failure = None
         reloads.done += 1
-        changed = ", ".join((*merged.changed, *files)) or "nothing has changed"
+        nothing = "only options that need a restart have changed" if merged.restart else "nothing has changed"
+        changed = ", ".join((*merged.changed, *files)) or nothing
         self._log.info("{by}: reloaded: {changed}", by=by, changed=changed)
         if quieter:
             self._set_log_level(settings.log_level)

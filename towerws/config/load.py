@@ -49,6 +49,9 @@ MAX_PASSWORD_FILE_BYTES = 64 * 1024
 SHOWN_CHARACTERS = 80
 """Longest part of a value that an error text repeats."""
 
+LOGGED_CHARACTERS = 1000
+"""Longest part of a value that a log line shows next to an older one. Two addresses with the same files may differ at their ends."""
+
 _GROUPS = "groups"
 _CERTIFICATES: Mapping[str, Callable[[str], object]] = {"ssl": read_certificate, "tls": check_folder}
 """What reads the certificates of an endpoint of this kind."""
@@ -95,10 +98,10 @@ def read_text(named_by: str, path: str, limit: int) -> str:
         raise ConfigError(f"{place}: must be the path of a file") from None
 
 
-def shown(value: object) -> str:
-    """Return the value for an error text: its `repr`, shortened."""
+def shown(value: object, most: int = SHOWN_CHARACTERS) -> str:
+    """Return the value for an error text: its `repr`, shortened to `most` characters."""
     text = repr(list(value) if isinstance(value, tuple) else value)
-    return text if len(text) <= SHOWN_CHARACTERS else f"{text[:SHOWN_CHARACTERS]}…"
+    return text if len(text) <= most else f"{text[:most]}…"
 
 
 def shown_path(path: str) -> str:
@@ -312,8 +315,8 @@ def _check_file(setting: Setting, read: Callable[[str], object]) -> None:
 
 
 def shown_setting(option: Option, value: Value) -> str:
-    """Return an option's value for an error text or a log line, without a password."""
-    return _masked(list(value) if isinstance(value, tuple) else value) if option.secret else shown(value)
+    """Return an option's value for a log line, without a password."""
+    return _masked(list(value) if isinstance(value, tuple) else value) if option.secret else shown(value, LOGGED_CHARACTERS)
 
 
 def _masked(raw: object) -> str:
