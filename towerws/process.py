@@ -20,6 +20,7 @@ signal           | first                                         | second       
 SIGTERM, SIGINT  | stop in order, status 0                       | end at once, status 0     | end by the signal
 SIGHUP           | a reload (towerws/reload.py)                  | a reload                  | a reload
 SIGUSR1          | opens twistd's log file again (logrotate)     | the same                  | the same
+SIGUSR2          | a hand-over (towerws/handover/restart.py)     | a hand-over               | a hand-over
 
 The handlers replace Twisted's. Twisted's handlers end the process by the signal after an orderly stop (status 143), ignore a second
 SIGTERM, and leave SIGHUP at its default, which kills. twistd leaves SIGUSR1 there, too, unless it logs to a file. A signal that the

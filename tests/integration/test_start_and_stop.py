@@ -233,13 +233,14 @@ def test_sigusr1_without_a_log_file(make: Start, before: tuple[str, ...]) -> Non
 
 def test_an_ignored_signal_stays_ignored(make: Start) -> None:
     """Under `nohup`, or in a shell's background job, the parent switched SIGINT and SIGHUP off."""
-    ignored = (signal.SIGINT, signal.SIGHUP, signal.SIGUSR1)
+    ignored = (signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
     process = make("--listen", tcp(free_port())).start(prefix=("env", *(f"--ignore-signal={each.name[3:]}" for each in ignored))).runs()
     for each in ignored:
         process.signal(each)
+    assert process.healthz() == 200
     process.signal(signal.SIGTERM)
     assert process.ends() == 0
-    assert not any(each.name in process.output for each in ignored), process.output
+    assert not any(text in process.output for text in ("hand-over", *(each.name for each in ignored))), process.output
 
 
 # O7: the pid file

@@ -250,12 +250,13 @@ class Restarts:
 
 
 def on_restart_signal(reactor: Any, restart: Callable[[], Deferred[dict[str, object]]]) -> None:
-    """Call `restart` at each SIGUSR2. Without a handler the signal would end the process."""
+    """Call `restart` at each SIGUSR2, unless the parent process ignores it. Without a handler the signal would end the process."""
 
     def handle(number: int, frame: FrameType | None) -> None:
         reactor.callFromThread(lambda: restart().addErrback(lambda failure: None))  # the log has the reason already
 
-    signal.signal(signal.SIGUSR2, handle)
+    if signal.getsignal(signal.SIGUSR2) is not signal.SIG_IGN:
+        signal.signal(signal.SIGUSR2, handle)
 
 
 def _why_not_outlived() -> str | None:
