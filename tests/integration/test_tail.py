@@ -460,6 +460,19 @@ def test_nothing_allowed_to_follow(tails: list[Running]) -> None:
         assert tails[0].process.wait(DEADLINE_S) == 3
 
 
+def test_nothing_allowed_any_more(standin: StandIn, tails: list[Running]) -> None:
+    """It ends if the daemon takes all its topics away, also while it follows a job: no event would tell it of the job's end."""
+    tails.append(Running("--url", standin.url))
+    asked(standin)
+    standin.publish("jobs.status_changed", b'{"unified_job_id": 42, "status": "running", "type": "job"}')
+    assert asked(standin)["groups"]["job_events"] == ["42"]
+    denied = [{"topic": topic, "reason": "not yours"} for topic in DEFAULT_TOPICS]
+    standin.say({"type": "revoked", "groups_current": ["job_events.42"], "denied": denied, "position": "1-standin"})
+    assert tails[0].process.wait(DEADLINE_S) == 3
+    notices = [tails[0].notice() for _ in range(5)]
+    assert notices[4].startswith("towerws: the daemon denies every topic of this command")
+
+
 def test_no_daemon(tails: list[Running]) -> None:
     """Without a daemon the error names the next step."""
     tails.append(Running("--url", f"ws://127.0.0.1:{free_port()}/websocket/"))

@@ -249,9 +249,10 @@ class Tail:
             if item.topic not in self._denied:
                 self._denied.add(item.topic)
                 self._say(f"{shown(item.topic)} denied: {shown(item.reason)}")
-        left = set(self._given).difference(notice.topics)
-        if not left and not self._jobs and UNAVAILABLE not in {item.reason for item in notice.denied}:
-            self._end(REFUSED, "towerws: the daemon denies every topic: nothing is left to show")
+        left = set(self._given).difference(notice.topics)  # without them, no event tells of the end of a job
+        if not left and UNAVAILABLE not in {item.reason for item in notice.denied}:
+            advice = "`towerws explain TOPIC USER`, on the daemon's machine, names the rule"
+            self._end(REFUSED, f"towerws: the daemon denies every topic of this command: {advice}")
 
     def _gap(self, gap: Gap) -> None:
         topics = ", ".join(gap.topics[:5]) + (" …" if len(gap.topics) > 5 else "")
