@@ -84,6 +84,9 @@ class OversizedBody(bytes):
     """Stands for the body of a message that is larger than its reader accepts. The source keeps nothing of such a body.
 
     `len` is the size of that body, so each check of a size refuses it. Its own bytes are that number in decimal: no payload, and no marker.
+
+    The message is not kept in history, so it has no position. Only the end of a hole just before it has the fingerprint of this body. That
+    of another body of the same size, topic and id at the same offset of another stream would be the same.
     """
 
     def __new__(cls, size: int) -> Self:
