@@ -199,7 +199,9 @@ def test_check_without_a_broker(tmp_path: Path) -> None:
             b"",
             "jwt.jwks_ca_file = 'FILE': must hold certificates in PEM form",
         ),
-        ("--auth tower --tower-url ftp://h", None, "tower.url is http://host or https://host"),
+        ("--auth tower --tower-url ftp://h", None, "tower.url = 'ftp://h': must be http://host or https://host"),
+        ("--auth tower --tower-url u:canary@h", None, "tower.url = …: must be http://host or https://host"),
+        ("--auth jwt --jwt-algorithms ES256 --jwt-jwks-url h/keys", None, "jwt.jwks_url = 'h/keys': must be https://host/path"),
         ("--auth tower --tower-url https://h --tower-tls-ca FILE", b"", "tower.tls_ca = 'FILE': must hold certificates in PEM form"),
         (
             "--auth tower --tower-url https://h --tower-tls-ca FILE",
@@ -238,7 +240,9 @@ def test_check_finds_a_taken_port(taken: int) -> None:
     """A port in use is named, with the option that has it."""
     result = run_check(*FREE, "--listen", f"tcp:{taken}:interface=127.0.0.1")
     assert result.exit_code == 2
-    assert result.stderr == f"towerws: --listen = 'tcp:{taken}:interface=127.0.0.1': can't be listened on: Address already in use\n"
+    said = f"towerws: --listen = 'tcp:{taken}:interface=127.0.0.1': can't be listened on: "
+    said += "Address already in use, perhaps by a running daemon; choose another address with --listen\n"
+    assert result.stderr == said
     assert "The configuration is good" not in result.stdout
 
 

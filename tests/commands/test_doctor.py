@@ -18,6 +18,8 @@ from towerws.doctor.examination import Area
         (["--auth", "open", "--url", "ftp://h"], "must be https://host/websocket/"),
         (["--auth", "open", "--url", "https://h/?token=canary"], "must be https://host/websocket/"),
         (["--auth", "open", "--topic", "x"], "--topic"),
+        (["--auth", "open", "--topic", "job_events.42"], "--topic: needs --token, and auth = tower"),
+        (["--auth", "open", "--url", "https://h/", "--url-ca", "/nowhere"], "--url-ca: can't be read: No such file or directory"),
         (["--auth", "open", "--idle", "-1"], "--idle"),
         (["--auth", "open", "--token", "canary"], "neither auth = tower nor --url needs a token"),
         (["--auth", "open", "--token", "@/nowhere"], "can't be read"),

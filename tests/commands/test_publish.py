@@ -140,6 +140,7 @@ def test_why_no_event(payload: bytes, text: str | None) -> None:
         (["jobs.summary", "{}", "--timeout", "0"], "--timeout"),
         (["jobs.summary", "-", "--message-id", "a"], "--message-id"),
         (["jobs.summary", "{}"], "where to?"),
+        (["jobs.summary", "{}", "--broker", "embedded:"], "--broker: embedded: is no broker to publish to; give --admin"),
     ],
 )
 def test_usage_errors(arguments: list[str], text: str) -> None:

@@ -145,7 +145,7 @@ def test_an_empty_variable_is_not_set() -> None:
         ({"broker": "amqp://u:pw@h:x"}, {}, "--broker = amqp://***@h…: the port must be"),
         ({"tls-ca": "/nowhere"}, {}, "--tls-ca = '/nowhere': can't be read"),
         ({"tls-ca": __file__}, {}, "must hold certificates in PEM form"),
-        ({"listen": "ssl:1:interface=127.0.0.1:privateKey=/nowhere"}, {}, "its certificate or key can't be used: No such file"),
+        ({"listen": "ssl:1:interface=127.0.0.1:privateKey=/nowhere"}, {}, "its certificate or key can't be used: /nowhere: No such file"),
         ({"listen": f"ssl:1:interface=127.0.0.1:privateKey={__file__}"}, {}, "its certificate or key can't be used: "),
         ({"listen": NO_FOLDER}, {}, f"--listen = {NO_FOLDER!r}: its folder of certificates can't be used: No such file"),
         ({"admin": NO_FOLDER}, {}, f"--admin = {NO_FOLDER!r}: its folder of certificates can't be used: No such file"),
@@ -337,6 +337,7 @@ def test_a_byte_order_mark_is_no_hindrance(tmp_path: Path) -> None:
     ("text", "said"),
     [
         ("listen =", "not valid TOML: Invalid value (at "),
+        ("auth = open", "not valid TOML: Invalid value (at line 1, column 8); a text needs quotes"),
         ("a = 1\na = 2", "not valid TOML: Cannot overwrite a value (at "),
         ("max-payload-bytes = 1", "unknown key 'max-payload-bytes'; did you mean max_payload_bytes?"),
         ("[history]\nmax_byte = 1", "unknown key 'history.max_byte'; did you mean history.max_bytes?"),

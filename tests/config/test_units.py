@@ -91,7 +91,7 @@ def test_counts(written: object, count: int) -> None:
 @each_row("written", ["-1", -1, 1.0, "1.0", "1k", "", True, None])
 def test_bad_counts(written: object) -> None:
     """Any other value is refused."""
-    with pytest.raises(ValueError, match="whole number"):
+    with pytest.raises(ValueError, match="must be a whole number of at least 0"):
         read_count(written)
 
 
@@ -99,7 +99,7 @@ def test_rates() -> None:
     """A rate may be a fraction."""
     assert (read_rate("0.5"), read_rate(20), read_rate(20.0)) == (0.5, 20, 20)
     for written in ("x", "", True, None, float("nan"), -1):
-        with pytest.raises(ValueError, match="must be a number"):
+        with pytest.raises(ValueError, match="must be a number of at least 0"):
             read_rate(written)
 
 

@@ -189,7 +189,7 @@ def test_jwt_in_messages(tmp_path: Path) -> None:
     ("flags", "said"),
     [
         (["--auth", "tower"], "tower.url"),
-        (["--auth", "tower", "--tower-url", "ftp://tower"], "tower.url is http://host or https://host"),
+        (["--auth", "tower", "--tower-url", "ftp://tower"], "tower.url = 'ftp://tower': must be http://host or https://host"),
         (["--auth", "jwt"], "jwt.algorithms"),
         (["--auth", "jwt", "--jwt-algorithms", "HS256"], "jwt.jwks_url"),
         (["--auth", "jwt", "--jwt-algorithms", "HS256", "--jwt-secret-file", "/nowhere"], "/nowhere"),

@@ -94,6 +94,11 @@ def split_url(url: str) -> SplitResult | None:
     return parts
 
 
+def shown_url(url: str) -> str:
+    """Return a bad URL for an error text, or `…` if it may hold a password."""
+    return "…" if set(url) & set("@?#") else repr(url[:80])
+
+
 def get(agent: Any, url: str, headers: Headers, max_body_bytes: int) -> Deferred[Response]:
     """Send a GET. The body is read to its end, so that the connection can be reused. If it is too long, the connection is aborted.
 

@@ -294,7 +294,7 @@ def check_key_set_url(url: str) -> SplitResult:
     except ValueError as error:
         raise ConfigError(f"jwt.jwks_url: {error}") from None
     if parts is None or not (host := parts.hostname):
-        raise ConfigError("jwt.jwks_url: must be https://host/path")
+        raise ConfigError(f"jwt.jwks_url = {http_client.shown_url(url)}: must be https://host/path")
     if "@" in parts.netloc:
         raise ConfigError("jwt.jwks_url: must not hold a user or a password")
     if parts.scheme != "https" and not (parts.scheme == "http" and (host == "localhost" or is_loopback(host))):

@@ -98,7 +98,10 @@ def api_base(url: str) -> str:
     except ValueError as error:
         raise ConfigError(f"tower.url: {error}") from None
     if parts is None or parts.scheme not in {"http", "https"} or parts.port == 0 or "@" in parts.netloc or "?" in url or "#" in url:
-        raise ConfigError("tower.url is http://host or https://host, with a port and a path if need be, without user, query or fragment")
+        raise ConfigError(
+            f"tower.url = {http_client.shown_url(url)}: must be http://host or https://host, "
+            "with a port and a path if need be, without user, query or fragment"
+        )
     return url.rstrip("/")
 
 

@@ -6,6 +6,7 @@ see it then. `check` says what is wrong with it.
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
@@ -101,7 +102,8 @@ def check_command(**values: object) -> None:
     for key in ("listen", "admin", *(["monitor"] if loaded.settings.monitor else [])):
         if (reason := why_not_free(parse_address(str(loaded.by_key[key].value)))) is not None:
             bad = True
-            complain(f"{loaded.by_key[key].origin} = {loaded.by_key[key].value!r}: can't be listened on: {reason}")
+            setting = loaded.by_key[key]
+            complain(f"{setting.origin} = {setting.value!r}: can't be listened on: {reason}; choose another address with --{key}")
     if bad:
         raise SystemExit(EXIT_BAD_CONFIG)
     print_out("The configuration is good.")
@@ -128,7 +130,7 @@ def as_toml(loaded: Loaded) -> Iterator[str]:
 def summary(loaded: Loaded) -> Iterator[str]:
     """Yield lines that say what the daemon would do with this configuration."""
     settings = loaded.settings
-    yield f"Configuration: {loaded.file or 'no file'}; flags and TOWERWS_* variables win over it."
+    yield f"Configuration: {f'{loaded.file}; flags and TOWERWS_* variables win over it' if loaded.file else 'no file (--config)'}."
     if settings.broker is None:
         yield "Events come from POST /publish on the admin port, and from no broker (embedded:)."
     else:
@@ -176,7 +178,8 @@ def why_not_free(address: Address) -> str | None:
             trial.bind((address.interface, address.port))
             trial.listen(1)
     except OSError as error:
-        return error.strerror or str(error)
+        running = ", perhaps by a running daemon" if error.errno == errno.EADDRINUSE else ""
+        return f"{error.strerror or error}{running}"
     return None
 
 

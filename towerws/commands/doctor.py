@@ -22,6 +22,7 @@ from towerws.doctor.daemon import AdminPort, check_configuration, check_daemon
 from towerws.doctor.examination import Check, Finding, Level, examine, exit_code
 from towerws.doctor.public import PublicUrl, check_public
 from towerws.doctor.websocket import read_url
+from towerws.outgoing import read_bounded, trust_root
 
 IDLE_S = 70.0
 """How long a silent connection is held. nginx and many other proxies close one after 60 s."""
@@ -91,10 +92,15 @@ def doctor_command(
     if url is not None:
         with bad_parameter("--url"):
             public = PublicUrl(read_url(url), url_ca, credential, idle)
+    if url_ca:
+        with bad_parameter("--url-ca"):
+            trust_root(read_bounded(url_ca))
     if topic is not None:
         with bad_parameter("--topic"):
             parse_routing_key(topic)
     loaded = load_or_exit(values)
+    if topic is not None and (credential is None or loaded.settings.tower is None):
+        raise click.BadParameter("needs --token, and auth = tower", param_hint="--topic")
     if credential is not None and loaded.settings.tower is None and public is None:
         raise click.BadParameter("neither auth = tower nor --url needs a token", param_hint="--token")
     status = StatusLine(sys.stderr)

@@ -250,6 +250,9 @@ def _publisher(loaded: Loaded, admin: str | None, status: StatusLine, *, mandato
         with bad_parameter("--admin"):
             return AdminPublisher(admin, status.say, patience_s=timeout)
     if broker is None:
+        setting = loaded.by_key["broker"]
+        if not setting.is_default:
+            raise click.UsageError(f"{setting.origin}: embedded: is no broker to publish to; give --admin http://127.0.0.1:9051")
         raise click.UsageError("where to? Give --broker URL, --admin URL, --config FILE, or set TOWERWS_BROKER")
     return AmqpPublisher(
         broker.urls,

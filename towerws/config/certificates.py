@@ -36,7 +36,8 @@ def read_certificate(description: str) -> CertificateOptions:
         assert caught.certificate is not None
         caught.certificate.options.getContext()  # compares key and certificate
     except Exception as error:  # noqa: BLE001  OSError, OpenSSL's errors, and any error of pyOpenSSL for a bad PEM
-        raise ValueError(f"its certificate or key can't be used: {_reason(error)}") from None
+        file = f"{error.filename}: " if isinstance(error, OSError) else ""
+        raise ValueError(f"its certificate or key can't be used: {file}{_reason(error)}") from None
     return caught.certificate.options
 
 

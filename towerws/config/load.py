@@ -66,7 +66,9 @@ def read_file(path: str, named_by: str) -> tuple[dict[str, object], dict[str, Gr
     except RecursionError:
         raise ConfigError(f"{shown_path(path)}: not TOML that can be read: nested too deeply") from None
     except ValueError as error:
-        raise ConfigError(f"{shown_path(path)}: not valid TOML: {one_line(str(error))}") from None
+        said = one_line(str(error))
+        hint = "; a text needs quotes" if said.startswith("Invalid value") else ""
+        raise ConfigError(f"{shown_path(path)}: not valid TOML: {said}{hint}") from None
     keys: dict[str, object] = {}
     groups: dict[str, GroupSettings] = {}
     for section, name, value in _flat(document, path):

@@ -84,7 +84,7 @@ def read_count(value: object) -> int:
         return value
     if isinstance(value, str) and _is_whole(value):
         return int(value)
-    raise ValueError("must be a whole number")
+    raise ValueError("must be a whole number of at least 0")
 
 
 def read_rate(value: object) -> int | float:
@@ -93,7 +93,7 @@ def read_rate(value: object) -> int | float:
         return _whole_as_int(float(value))
     if isinstance(value, str) and _is_number(value):
         return _whole_as_int(float(value))
-    raise ValueError("must be a number")
+    raise ValueError("must be a number of at least 0")
 
 
 def read_bool(value: object) -> bool:
