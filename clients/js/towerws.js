@@ -22,7 +22,7 @@ export function connect(url, options = {}) {
     if (DEFAULTS[name] && !(opt[name] > 0)) throw new TypeError(`${name} is ${opt[name]}: it must be above 0`);
   }
   const Socket = opt.WebSocket ?? globalThis.WebSocket;
-  if (!Socket) throw new TypeError("there is no WebSocket here: pass one as the option WebSocket, or use Node 22+");
+  if (!Socket) throw new TypeError("no WebSocket: pass one as the option WebSocket, or use Node 22+");
   const address = resolved(url);
 
   // Topic with a subscriber -> { subs, resume: whether it resumes at `position`, denied: the daemon's reason not to send it, ask: whether to
@@ -42,6 +42,7 @@ export function connect(url, options = {}) {
     clearTimeout(timers[name]);
     timers[name] = call && setTimeout(() => { timers[name] = undefined; call(); }, Math.min(ms, MAX_TIMER_MS));
   };
+  const late = (name, ms, code, what) => arm(name, ms, () => again(new TowerwsError(code, `no ${what} within ${ms} ms`)));
   const report = (error) => {
     try { (opt.onerror ?? console.error)(error); } catch (broken) { console.error(broken); }
   };
@@ -56,18 +57,17 @@ export function connect(url, options = {}) {
 
   async function dial() {
     const mine = ++run;
-    const current = () => mine === run;
     opened = false;
     badTokens = welcomedAt = 0;
     sentToken = token = undefined;
     change("connecting");
-    if (!current()) return;
-    arm("connect", opt.connectMs, () => again(new TowerwsError("timeout", `no connection within ${opt.connectMs} ms`)));
+    if (mine !== run) return;
+    late("connect", opt.connectMs, "timeout", "connection");
     if (opt.token) {
       try { sentToken = await readToken(); } catch (error) {
-        return current() && again(new TowerwsError("token", `the token callback failed: ${error?.message}`, { cause: error }), undefined, true);
+        return mine === run && again(new TowerwsError("token", `the token callback failed: ${error?.message}`, { cause: error }), true);
       }
-      if (!current()) return;
+      if (mine !== run) return;
       if (!sentToken.text) return stop(new TowerwsError("token", "the token callback gave no token"));
       if (sentToken.text === refused) return stop(new TowerwsError("token", "the token callback gave the refused token again"));
     }
@@ -85,7 +85,7 @@ export function connect(url, options = {}) {
       heard = true;
       arm("pong");
       let frame;
-      try { frame = read(data); } catch { return again(new TowerwsError("frame", "a frame is not JSON"), undefined, true); }
+      try { frame = read(data); } catch { return again(new TowerwsError("frame", "a frame is not JSON"), true); }
       receive(frame);
     };
     // A close event follows at once, but not in Node 20.
@@ -102,13 +102,12 @@ export function connect(url, options = {}) {
         if (status > 399) why = /^[^<]{1,300}/.exec(await answer.text())?.[0].trim(); // The daemon's text, but no HTML page of a proxy.
         else answer.body?.cancel();
       } catch { /* There is no answer, or it is of another origin and can't be read. */ }
-      if (!current()) return;
+      if (mine !== run) return;
       refusals = status === 426 ? refusals + 1 : 0;
       const error = new TowerwsError("handshake", `no connection (HTTP status ${status || "unknown"}${why ? `: ${why}` : ""})`, { status });
       // A URL that has worked before is right: a proxy may answer 404 while the daemon restarts.
-      const wrong = status >= 200 && status < 500 && ![408, 425, 426, 429].includes(status);
-      if (wrong && (!welcomed || status === 401 || status === 403)) stop(error);
-      else again(error, undefined, refusals === 3);
+      if ((welcomed ? /^40[13]/ : /^(?!408|42[569])[2-4]/).test(`${status}`)) stop(error);
+      else again(error, refusals === 3);
     };
   }
 
@@ -121,10 +120,10 @@ export function connect(url, options = {}) {
     socket.onopen = socket.onmessage = socket.onclose = null;
     socket.onerror = () => {}; // For the package ws an error without a handler is fatal.
     try { socket.close(); } catch { /* The socket is already closed. */ }
-    socket = undefined;
+    socket = null;
   }
 
-  function again(reason, ms, tell) {
+  function again(reason, tell, ms) {
     if (welcomedAt && Date.now() - welcomedAt >= STABLE_MS) tries = 0;
     drop();
     if (tell) report(reason);
@@ -168,7 +167,7 @@ export function connect(url, options = {}) {
   function ping() {
     if (asked || timers.pong) return; // A request or a ping waits for its answer, and has its own deadline. A pong would come after it.
     send({ ping: 1 });
-    arm("pong", opt.pongMs, () => again(new TowerwsError("dead", `no answer to a ping within ${opt.pongMs} ms`)));
+    late("pong", opt.pongMs, "dead", "answer to a ping");
   }
 
   // ---- tokens
@@ -221,11 +220,12 @@ export function connect(url, options = {}) {
 
   function receive(frame) {
     const before = position;
+    // A pong has a position, too. Without it, the position of a client with quiet topics would soon be too old for the daemon's history.
+    if (/^(event|subscribed|gap|revoked|pong)$/.test(frame.type)) position = frame.position ?? frame.to ?? position;
     switch (frame.type) {
       case "event": {
         const { group, event, payload, text } = frame;
         const topic = `${group}.${event}`;
-        position = frame.position ?? position;
         const item = { type: "event", topic, group, event, payload, position };
         if (text !== undefined) item.text = text;
         for (const sub of [...(topics.get(topic)?.subs ?? [])]) put(sub, item, before, frame.size);
@@ -247,13 +247,11 @@ export function connect(url, options = {}) {
         if (state !== "open") return;
         watch();
         forgive();
-        request();
         break;
       case "subscribed":
-        if (asked?.id === frame.id) answered(frame);
+        if (asked?.id === frame.id) answered(frame, before);
         break;
       case "gap":
-        position = frame.to ?? position;
         for (const sub of [...subs]) {
           const lost = frame.topics.filter((topic) => sub.topics.has(topic));
           if (lost.length) put(sub, { type: "gap", topics: lost, from: frame.from, to: frame.to, reason: frame.reason }, before);
@@ -263,18 +261,13 @@ export function connect(url, options = {}) {
         held = new Set(frame.groups_current);
         for (const { topic, reason } of frame.denied) deny(topic, reason);
         doubt();
-        position = frame.position ?? position;
-        if (!asked) for (const sub of [...subs]) tell(sub); // Otherwise `answered` does this.
-        break;
-      case "pong": // Without its position, that of a client with quiet topics would soon be too old for the daemon's history.
-        position = frame.position ?? position;
+        if (!asked) tell(); // Otherwise `answered` does this.
         break;
       case "renewed":
         user = frame.user;
         badTokens = 0;
         accepted();
         forgive();
-        request();
         break;
       case "error":
         if (frame.id === "token") tokenFailed(frame);
@@ -284,7 +277,7 @@ export function connect(url, options = {}) {
       case "bye": {
         const reason = new TowerwsError(frame.action === "reconnect" ? "bye" : frame.action, `ended by the daemon: ${frame.reason}`);
         if (frame.action === "stop" || (frame.action === "authenticate" && !opt.token)) stop(reason);
-        else again(reason, frame.reconnect_after_ms);
+        else again(reason, false, frame.reconnect_after_ms);
       }
     }
     keep();
@@ -307,11 +300,11 @@ export function connect(url, options = {}) {
     asked = { id: ++ids, joined };
     const message = { groups, since: resumed.length ? position : undefined, id: ids, xrftoken: (opt.xrftoken ?? cookie)() };
     if (JSON.stringify(message).length > MAX_REQUEST) return requestFailed("too_many_topics", `the topics have over ${MAX_REQUEST} bytes`);
-    arm("answer", opt.answerMs, () => again(new TowerwsError("timeout", `no answer to a request within ${opt.answerMs} ms`)));
+    late("answer", opt.answerMs, "timeout", "answer to a request");
     send(message);
   }
 
-  function answered(frame) {
+  function answered(frame, before) {
     const { joined } = asked;
     asked = null;
     arm("answer");
@@ -319,9 +312,7 @@ export function connect(url, options = {}) {
     const reasons = new Map(frame.denied.map(({ topic, reason }) => [topic, reason]));
     for (const topic of joined) if (!held.has(topic)) deny(topic, reasons.get(topic) ?? "left out");
     mark();
-    const before = position;
-    position = frame.position ?? position;
-    for (const sub of [...subs]) tell(sub, joined, frame.recovered, before);
+    tell(joined, frame.recovered, before);
     request();
   }
 
@@ -332,7 +323,7 @@ export function connect(url, options = {}) {
     for (const topic of joined) deny(topic, code);
     doubt();
     report(new TowerwsError(code, `a request failed: ${message}`));
-    for (const sub of [...subs]) tell(sub);
+    tell();
     request();
   }
 
@@ -340,9 +331,9 @@ export function connect(url, options = {}) {
     const entry = topics.get(topic);
     if (!entry) return;
     Object.assign(entry, { denied: reason, ask: false, resume: false }); // The other topics go on, so its place in the log is lost. It will be `stale`.
-    if (reason === "unavailable") arm("ask", 2000 + 4000 * Math.random(), () => { forgive(reason); request(); });
+    if (reason === "unavailable") arm("ask", 2000 + 4000 * Math.random(), () => forgive(reason));
   }
-  const doubt = () => { unsure = [...topics.values()].some(({ denied }) => denied === "unavailable"); };
+  const doubt = () => { unsure = [...topics].some(([, { denied }]) => denied === "unavailable"); };
   // A topic that is held now can be resumed. One that was left meanwhile can't, because the daemon did not send its events.
   const mark = () => {
     topics.forEach((entry, topic) => {
@@ -351,25 +342,31 @@ export function connect(url, options = {}) {
     });
     doubt();
   };
-  const forgive = (reason) => topics.forEach((entry) => { if (!reason || entry.denied === reason) entry.ask = true; });
+  // Ask again for denied topics, all or those with this reason.
+  const forgive = (reason) => {
+    topics.forEach((entry) => { if (!reason || entry.denied === reason) entry.ask = true; });
+    request();
+  };
 
   // ---- subscribers
 
-  // Give a subscriber the items that say what the newest answer means for its topics.
-  function tell(sub, joined, recovered, before = position) {
-    const news = { subscribed: [], recovered: [], stale: [] };
-    for (const topic of sub.topics) {
-      if (!held.has(topic)) continue;
-      const known = sub.told.has(topic);
-      if (!known || joined?.has(topic)) news[!known ? "subscribed" : recovered ? "recovered" : "stale"].push(topic);
-      sub.told.add(topic);
+  // Give each subscriber the items that say what the newest answer means for its topics.
+  function tell(joined, recovered, before = position) {
+    for (const sub of [...subs]) {
+      const news = { subscribed: [], recovered: [], stale: [] };
+      for (const topic of sub.topics) {
+        if (!held.has(topic)) continue;
+        if (!sub.told.has(topic)) news.subscribed.push(topic);
+        else if (joined?.has(topic)) news[recovered ? "recovered" : "stale"].push(topic);
+        sub.told.add(topic);
+      }
+      for (const type in news) if (news[type].length) put(sub, { type, topics: news[type], position }, before);
+      const denied = [...sub.topics].map((topic) => ({ topic, reason: topics.get(topic)?.denied })).filter((each) => each.reason);
+      const text = JSON.stringify(denied);
+      if (text === sub.denied) continue;
+      sub.denied = text;
+      if (denied.length) put(sub, { type: "denied", topics: denied.map(({ topic }) => topic), denied }, before);
     }
-    for (const type in news) if (news[type].length) put(sub, { type, topics: news[type], position }, before);
-    const denied = [...sub.topics].filter((topic) => topics.get(topic)?.denied).map((topic) => ({ topic, reason: topics.get(topic).denied }));
-    const text = JSON.stringify(denied);
-    if (text === sub.denied) return;
-    sub.denied = text;
-    if (denied.length) put(sub, { type: "denied", topics: denied.map(({ topic }) => topic), denied }, before);
   }
 
   function settle() {
@@ -379,24 +376,25 @@ export function connect(url, options = {}) {
       settling = false;
       if (state !== "open" || asked) return;
       mark(); // A topic that was left and joined again needs no request.
-      for (const sub of [...subs]) tell(sub);
+      tell();
       request();
     });
   }
 
   function put(sub, item, before, text = 0) {
-    if (sub.ended) return;
+    if (!subs.has(sub)) return;
     const { queue } = sub;
     const size = text + ITEM_BYTES;
-    if (sub.bytes + size > opt.queueBytes && queue.length > +sub.busy) {
+    if (sub.bytes + size > opt.queueBytes && queue.length > sub.busy) {
       // The handler is too slow. One gap replaces all items that wait, except the newest `denied`.
-      const lost = queue.splice(+sub.busy);
-      const denied = lost.findLast(({ item }) => item.type === "denied");
-      const gone = new Set(lost.flatMap(({ item }) => (item.type === "denied" ? [] : item.topics ?? item.topic)));
+      const lost = queue.splice(sub.busy);
+      const denied = lost.findLast(({ item }) => item.denied);
+      const gone = new Set(lost.flatMap(({ item }) => (item.denied ? [] : item.topics ?? item.topic)));
       // A `denied` without lost topics is no gap.
       if (gone.size) queue.push({ item: { type: "gap", topics: [...gone], from: lost[0].before, to: before, reason: "slow" }, before: lost[0].before, size: ITEM_BYTES, at: lost[0].at });
       if (denied) queue.push(denied);
-      sub.bytes = queue.reduce((sum, { size }) => sum + size, 0);
+      sub.bytes = 0;
+      for (const { size } of queue) sub.bytes += size;
     }
     queue.push({ item, before, size, at: ++ids });
     sub.bytes += size;
@@ -406,22 +404,22 @@ export function connect(url, options = {}) {
   function subscribe(groups, handler) {
     if (state === "closed") throw stopped ?? new TowerwsError("closed", "the client is closed");
     if (handler && !/function|object/.test(typeof handler)) throw new TypeError("the handler must be a function or an object of functions");
-    const sub = { topics: topicsOf(groups), told: new Set(), denied: "[]", queue: [], bytes: 0, busy: false, ended: false, wake, end };
+    const sub = { topics: topicsOf(groups), told: new Set(), denied: "[]", queue: [], bytes: 0, busy: 0, wake, end };
     let more, why, iterated;
 
     function handle(item) {
-      const call = typeof handler === "function" ? item.type === "event" && handler : handler[item.type];
-      if (call) return call.call(handler, item);
+      const all = typeof handler === "function" ? { event: handler } : handler;
+      if (all[item.type]) return all[item.type](item);
       if (/gap|stale|denied/.test(item.type)) report(new TowerwsError(item.type, `${item.type}: ${item.topics}: no handler`, { item }));
     }
     function done() {
-      sub.busy = false;
+      sub.busy = 0;
       sub.bytes -= sub.queue.shift()?.size ?? 0; // The queue is empty if the subscription has been closed meanwhile.
     }
     function wake() {
       if (!handler) return more?.();
       while (!sub.busy && sub.queue.length) {
-        sub.busy = true;
+        sub.busy = 1;
         const { item } = sub.queue[0];
         const bad = (error) => failed("handler", error, item);
         let result;
@@ -431,10 +429,8 @@ export function connect(url, options = {}) {
       }
     }
     function end(reason) {
-      if (sub.ended) return;
-      sub.ended = true;
+      if (!subs.delete(sub)) return;
       why = reason;
-      subs.delete(sub);
       for (const topic of sub.topics) {
         const entry = topics.get(topic);
         entry.subs.delete(sub);
@@ -450,11 +446,11 @@ export function connect(url, options = {}) {
       try {
         for (;;) {
           while (!sub.queue.length) {
-            if (sub.ended && why) throw why;
-            if (sub.ended) return;
+            if (why) throw why;
+            if (!subs.has(sub)) return;
             await new Promise((call) => { more = call; });
           }
-          sub.busy = true;
+          sub.busy = 1;
           yield sub.queue[0].item;
           done(); // An item counts as handled when the next one is asked for.
           keep();
@@ -464,8 +460,9 @@ export function connect(url, options = {}) {
 
     subs.add(sub);
     for (const topic of sub.topics) {
-      if (!topics.has(topic)) topics.set(topic, { subs: new Set() });
-      topics.get(topic).subs.add(sub);
+      const entry = topics.get(topic) ?? { subs: new Set() };
+      topics.set(topic, entry);
+      entry.subs.add(sub);
     }
     settle();
     return { topics: [...sub.topics], close: () => end(), [Symbol.asyncIterator]: items };
@@ -478,8 +475,8 @@ export function connect(url, options = {}) {
   function handled() {
     if (state === "closed") return last;
     if (unsure) return saved;
-    let oldest = { at: Infinity, before: position };
-    for (const { queue } of subs) if (queue[0]?.at < oldest.at) oldest = queue[0];
+    let oldest = { before: position };
+    for (const { queue: [first] } of subs) if (first && !(first.at > oldest.at)) oldest = first;
     return oldest.before;
   }
 
