@@ -103,11 +103,10 @@ export function connect(url, options = {}) {
         else answer.body?.cancel();
       } catch { /* There is no answer, or it is of another origin and can't be read. */ }
       if (mine !== run) return;
-      refusals = status === 426 ? refusals + 1 : 0;
       const error = new TowerwsError("handshake", `no connection (HTTP status ${status || "unknown"}${why ? `: ${why}` : ""})`, { status });
       // A URL that has worked before is right: a proxy may answer 404 while the daemon restarts.
       if ((welcomed ? /^40[13]/ : /^(?!408|42[569])[2-4]/).test(`${status}`)) stop(error);
-      else again(error, refusals === 3);
+      else again(error, ++refusals === 3);
     };
   }
 

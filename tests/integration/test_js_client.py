@@ -181,7 +181,7 @@ def test_twenty_kills(rabbit: PrivateRabbit, tmp_path: Path, chromium: Chromium)
                 assert client.numbers == list(range(count))
                 assert client.notices[0] == "subscribed"
                 assert set(client.notices[1:]) == {"recovered"}
-                assert client.errors == []
+                assert {error["code"] for error in client.errors} <= {"handshake"}, "the third attempt in vain may be told"
 
 
 @pytest.mark.timeout(600)

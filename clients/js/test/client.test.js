@@ -1005,17 +1005,30 @@ test("the daemon's reason is told, and a proxy's page is not", async () => {
   }
 });
 
-test("a handshake that the daemon goes on to refuse is told once", async () => {
-  globalThis.fetch = async () => ({ status: 426, body: { cancel() {} } });
-  const { errors, client: made } = client();
-  for (let at = 0; at < 6; at++) {
+for (const status of [426, 503, 0]) {
+  test(`handshakes that go on to fail are told once, at the third: status ${status}`, async () => {
+    globalThis.fetch = async () => { if (!status) throw new TypeError(); return { status, text: async () => "" }; };
+    const { errors, client: made } = client();
+    const fail = async (times) => {
+      for (let at = 0; at < times; at++) {
+        await pass(20_000);
+        last().lose();
+        await tick();
+      }
+    };
+    await fail(2);
+    assert.deepEqual(errors, []);
+    await fail(4);
+    assert.equal(made.state, "waiting");
+    assert.deepEqual(errors.map((error) => [error.code, error.status]), [["handshake", status]]);
     await pass(20_000);
+    last().open();
+    last().welcome();
     last().lose();
-    await tick();
-  }
-  assert.equal(made.state, "waiting");
-  assert.deepEqual(codes(errors), ["handshake"]);
-});
+    await fail(3);
+    assert.equal(errors.length, 2, "again after a connection");
+  });
+}
 
 test("an error without a close, as in Node 20", async () => {
   let asked = 0;
