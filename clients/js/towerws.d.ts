@@ -91,8 +91,9 @@ export interface StateChange {
   retryMs?: number;
 }
 
-/** Keeps the position, so that the page resumes there after a reload. */
+/** Keeps the position, so that the page resumes there after a reload. A call that takes longer than `connectMs` counts as failed. */
 export interface Store {
+  /** The text that `set` got, or nothing. Anything else goes to `onerror`, and counts as nothing. */
   get(): string | null | undefined | Promise<string | null | undefined>;
   set(position: string): unknown;
 }

@@ -6,6 +6,7 @@ const DEFAULTS = {
 const STABLE_MS = 2000; // After a connection that lasted this long, the backoff begins at its shortest time again.
 const MAX_TIMER_MS = 2e9; // A timer of 2 ** 31 ms or more would fire at once.
 const MAX_REQUEST = 65_536; // The daemon closes a connection that sends a longer message.
+const MAX_POSITION = 256; // A longer text is no position.
 const ITEM_BYTES = 200; // What an item counts for in its queue, in addition to the characters of its frame.
 
 export class TowerwsError extends Error {
@@ -42,7 +43,9 @@ export function connect(url, options = {}) {
     clearTimeout(timers[name]);
     timers[name] = call && setTimeout(() => { timers[name] = undefined; call(); }, Math.min(ms, MAX_TIMER_MS));
   };
-  const late = (name, ms, code, what) => arm(name, ms, () => again(new TowerwsError(code, `no ${what} within ${ms} ms`)));
+  const late = (name, ms, code, what, fail = again) => arm(name, ms, () => fail(new TowerwsError(code, `no ${what} within ${ms} ms`)));
+  // `answer`, or an error after `connectMs`. The timer runs on: the caller stops it, or uses its name again.
+  const timely = (name, answer) => Promise.race([answer, new Promise((_, fail) => late(name, opt.connectMs, "timeout", "answer", fail))]);
   const report = (error) => {
     try { (opt.onerror ?? console.error)(error); } catch (broken) { console.error(broken); }
   };
@@ -136,7 +139,6 @@ export function connect(url, options = {}) {
   function stop(reason) {
     if (state === "closed") return;
     drop();
-    arm("save");
     last = handled(); // Take it before the subscriptions end, since that removes the items that are not handled.
     save();
     listen("removeEventListener");
@@ -484,23 +486,28 @@ export function connect(url, options = {}) {
     if (!now || now === saved || saving) return;
     saving = true;
     try {
-      await opt.store.set(now);
+      await timely("save", opt.store.set(now));
       saved = now;
       unsaved = null;
     } catch (error) {
-      if (!unsaved) failed("store", error);
+      unsaved ?? failed("store", error);
       unsaved = now; // This position is tried again at the end only. A newer one is stored as usual.
     }
     saving = false;
+    arm("save");
     keep();
   }
-  const keep = () => opt.store && !saving && !timers.save && ![saved, unsaved].includes(handled()) && arm("save", opt.saveMs, save);
+  const keep = () => opt.store && !timers.save && ![saved, unsaved].includes(handled()) && arm("save", opt.saveMs, save);
 
   async function start() {
     try {
-      const found = await opt.store?.get();
-      if (typeof found === "string" && found.length <= 256) position = saved = found || null;
-    } catch (error) { failed("store", error); }
+      const found = opt.store && (await timely("connect", opt.store.get()));
+      if (typeof (found ?? "") !== "string" || found?.length > MAX_POSITION) throw new TypeError(`get() gave ${typeof found}, not what set() got`);
+      position = saved = found || null;
+    } catch (error) {
+      failed("store", error);
+      unsaved = ""; // `save` then reports no further error.
+    }
     if (state !== "closed") dial();
   }
 

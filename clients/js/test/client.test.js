@@ -784,12 +784,66 @@ test("a store that is full, fails, or holds nonsense", async () => {
     last().event("jobs.a", n);
     await pass(1000);
   }
-  assert.deepEqual(codes(errors), ["store"], "once");
+  assert.deepEqual(codes(errors), ["store"], "once, until it works");
   assert.equal(got.length, 6);
   const broken = await opened(undefined, { store: { get: () => Promise.reject(new Error("no")), set: async () => { throw new Error("quota"); } } });
   last().event("jobs.a", 1);
   await pass(250);
-  assert.deepEqual(codes(broken.errors), ["store", "store"]);
+  assert.deepEqual(codes(broken.errors), ["store"]);
+});
+
+test("a store whose get never answers: after connectMs the client connects without a position", async () => {
+  const { client: made, errors } = client({ connectMs: 3000, store: { get: () => new Promise(() => {}), set() {} } });
+  made.subscribe({ jobs: ["a"] }, () => {});
+  await pass(2999);
+  assert.deepEqual([FakeSocket.all.length, errors], [0, []]);
+  await pass(1);
+  last().open();
+  last().welcome();
+  assert.equal(last().requests[0].since, undefined);
+  assert.deepEqual(errors.map(({ message }) => message), ["the store failed: no answer within 3000 ms"]);
+});
+
+test("a store whose get answers after the end is told to nobody", async () => {
+  const { client: made, errors, states } = client({ store: { get: () => new Promise(() => {}), set() {} } });
+  await tick();
+  made.close();
+  await pass(100_000);
+  assert.deepEqual([errors, states], [[], ["closed"]]);
+});
+
+test("a store whose set does not answer gets the next position, also over a lost connection", async () => {
+  const store = slowShelf();
+  const { client: made, errors } = await opened(undefined, { store, connectMs: 3000 });
+  for (const n of [1, 2]) {
+    last().event("jobs.a", n);
+    await pass(250);
+  }
+  await reconnect(2000);
+  assert.deepEqual(positions(store), ["p1"]);
+  await pass(1000);
+  await pass(250);
+  assert.deepEqual(positions(store), ["p1", "p2"]);
+  store.calls[1].resolve();
+  await tick();
+  last().event("jobs.a", 3);
+  await pass(250);
+  last().event("jobs.a", 4);
+  made.close();
+  await pass(3000);
+  await pass(250);
+  assert.deepEqual(positions(store), ["p1", "p2", "p3", "p4"]);
+  assert.deepEqual(codes(errors), ["store", "store"]);
+});
+
+test("what a store gives that is no position is told", async () => {
+  for (const found of [7, 0, false, {}, ["p1"], "x".repeat(257)]) {
+    const { client: made, errors } = await opened(undefined, { store: { get: () => found, set() {} } });
+    assert.equal(last().requests[0].since, undefined);
+    assert.match(errors[0]?.message ?? "", /^the store failed: get\(\) gave/, JSON.stringify(found));
+    made.close();
+  }
+  for (const found of [null, undefined, ""]) assert.deepEqual((await opened(undefined, { store: shelf(found) })).errors, []);
 });
 
 // A store whose answers the test gives.
