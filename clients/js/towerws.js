@@ -192,7 +192,7 @@ export function connect(url, options = {}) {
   async function refresh() {
     const mine = run;
     let fresh;
-    try { fresh = await readToken(); } catch (error) { failed("token", error); }
+    try { fresh = await timely("token", readToken()); } catch (error) { failed("token", error); }
     if (mine !== run) return;
     if (!fresh?.text || fresh.text === token.text) return refreshLater();
     sentToken = fresh;

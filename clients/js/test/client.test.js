@@ -966,6 +966,21 @@ test("a refresh that fails is tried again, but not too often", async () => {
   assert.equal(made.state, "open");
 });
 
+test("a refresh that never answers is told, and tried again", async () => {
+  mock.method(Math, "random", () => 0);
+  let count = 0;
+  const { errors, client: made } = await opened(undefined, {
+    pingMs: 1_000_000,
+    connectMs: 3000,
+    token: () => (++count === 2 ? new Promise(() => {}) : { token: `t${count}`, expiresAt: Date.now() + 100_000 }),
+  });
+  await pass(70_000);
+  await pass(3000);
+  assert.deepEqual(errors.map(({ message }) => message), ["the token failed: no answer within 3000 ms"]);
+  await pass(15_000);
+  assert.deepEqual([made.state, last().sent.at(-1)], ["open", { token: "t3", id: "token" }]);
+});
+
 test("a new token that can't be checked is sent again until the old one ends", async () => {
   mock.method(Math, "random", () => 0);
   let count = 0;
