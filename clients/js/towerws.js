@@ -23,7 +23,7 @@ export function connect(url, options = {}) {
     if (DEFAULTS[name] && !(opt[name] > 0)) throw new TypeError(`${name} is ${opt[name]}: it must be above 0`);
   }
   const Socket = opt.WebSocket ?? globalThis.WebSocket;
-  if (!Socket) throw new TypeError("no WebSocket: pass one as the option WebSocket, or use Node 22+");
+  if (!Socket) throw new TypeError("no WebSocket: pass the option WebSocket, or use Node 22+");
   const address = resolved(url);
 
   // Topic with a subscriber -> { subs, resume: whether it resumes at `position`, denied: the daemon's reason not to send it, ask: whether to
@@ -310,11 +310,11 @@ export function connect(url, options = {}) {
     asked = null;
     arm("answer");
     held = new Set(frame.groups_current);
-    const reasons = new Map(frame.denied.map(({ topic, reason }) => [topic, reason]));
-    for (const topic of joined) if (!held.has(topic)) deny(topic, reasons.get(topic) ?? "left out");
+    for (const topic of joined) if (!held.has(topic)) deny(topic, "left out");
+    for (const { topic, reason } of frame.denied) deny(topic, reason);
+    for (const topic of frame.groups_joined) joined.add(topic); // Also topics that were taken away while the request waited.
     mark();
     tell(joined, frame.recovered, before);
-    request();
   }
 
   function requestFailed(code, message) {
@@ -325,7 +325,6 @@ export function connect(url, options = {}) {
     doubt();
     report(new TowerwsError(code, `a request failed: ${message}`));
     tell();
-    request();
   }
 
   function deny(topic, reason) {
@@ -351,7 +350,7 @@ export function connect(url, options = {}) {
 
   // ---- subscribers
 
-  // Give each subscriber the items that say what the newest answer means for its topics.
+  // Give each subscriber the items that say what the newest answer means for its topics. Then ask for what is missing.
   function tell(joined, recovered, before = position) {
     for (const sub of [...subs]) {
       const news = { subscribed: [], recovered: [], stale: [] };
@@ -368,6 +367,7 @@ export function connect(url, options = {}) {
       sub.denied = text;
       if (denied.length) put(sub, { type: "denied", topics: denied.map(({ topic }) => topic), denied }, before);
     }
+    request();
   }
 
   function settle() {
@@ -378,7 +378,6 @@ export function connect(url, options = {}) {
       if (state !== "open" || asked) return;
       mark(); // A topic that was left and joined again needs no request.
       tell();
-      request();
     });
   }
 

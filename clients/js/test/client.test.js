@@ -175,6 +175,16 @@ test("left and joined again while the connection is lost: it counts from now", a
   assert.equal(last().requests.length, 2);
 });
 
+test("a topic that is taken away while a request waits, and that this request brings back, is stale", async () => {
+  const { client: made, got } = await opened();
+  const other = [];
+  made.subscribe({ jobs: ["b"] }, everything(other));
+  await tick();
+  last().frame({ type: "revoked", groups_current: [], groups_left: ["jobs.a"], denied: [{ topic: "jobs.a", reason: "unavailable" }], position: "p3" });
+  last().answer({ groups_joined: ["jobs.a", "jobs.b"] });
+  assert.deepEqual([got, other], [["subscribed", "stale"], ["subscribed"]]);
+});
+
 test("left and joined again while the request to resume waits", async () => {
   const { client: made, sub } = await opened();
   last().event("jobs.a", 5);

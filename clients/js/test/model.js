@@ -59,7 +59,7 @@ export class Model {
     const since = message.since == null ? null : Number(message.since);
     const recovered = since === null ? null : since >= this.floor;
     const position = recovered ? message.since : this.position;
-    socket.out.push({ type: "subscribed", id: message.id, groups_current: [...socket.held], denied, position, recovered });
+    socket.out.push({ type: "subscribed", id: message.id, groups_current: [...socket.held], groups_joined: joined.filter((topic) => !left.has(topic)), denied, position, recovered });
     const fresh = new Set(joined.filter((topic) => !left.has(topic)));
     if (recovered) for (let at = since; at < this.log.length; at++) if (fresh.has(this.log[at].topic)) socket.out.push(this.event(at));
   }
