@@ -54,7 +54,8 @@ def test_messages_that_are_no_json(data: str | bytes) -> None:
     [
         None, [], "text", 5, {}, {"type": []}, {"type": "event"},
         {"type": "event", "group": "own", "event": "a", "position": 5, "payload": {}},
-        {"type": "subscribed", "groups_current": [], "denied": [1], "position": None}, {"type": "subscribed"}, {"type": "gap", "topics": 5},
+        {"type": "subscribed", "groups_current": [], "groups_joined": [], "denied": [1], "position": None}, {"type": "subscribed"},
+        {"type": "subscribed", "groups_current": [], "groups_joined": [5], "denied": [], "position": None}, {"type": "gap", "topics": 5},
         {"type": "gap", "topics": [5], "reason": "history", "to": None}, {"type": "bye"}, {"type": "error"}, {"type": "revoked"},
         {"type": "bye", "reason": "x", "reconnect_after_ms": "soon"}, {"type": "pong"}, {"type": "pong", "position": 5},
     ],

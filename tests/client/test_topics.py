@@ -64,6 +64,7 @@ class Server:
                 "type": "subscribed",
                 "id": message["id"],
                 "groups_current": list(self.reached),
+                "groups_joined": [name for name in self.reached if name not in before],
                 "denied": [{"topic": name, "reason": "unavailable"} for name in wanted if name not in self.reached],
                 "position": self.position(),
                 "recovered": recovered,
@@ -621,6 +622,18 @@ def test_revoked_while_a_request_is_open() -> None:
     assert [told(each) for each in (reader, other)] == [["subscribed", "denied"], []]
     server.deliver(100)
     assert told(other) == ["subscribed"]
+
+
+def test_revoked_and_brought_back_by_the_open_request() -> None:
+    """The request was on its way with the topic, so it joins the topic again. Events between the two are missing: it is stale."""
+    server, reader = opened("jobs.a")
+    Reader(server, ("jobs.b",), slow=False)
+    server.topics.revoked({"groups_current": [], "denied": [{"topic": "jobs.a", "reason": "unavailable"}], "position": "0"})
+    server.out[-1]["groups_joined"].append("jobs.a")
+    server.deliver(100)
+    server.publish("jobs.a")
+    server.deliver(100)
+    assert told(reader) == ["subscribed", "denied", "stale", 0]
 
 
 def test_a_slow_handler() -> None:

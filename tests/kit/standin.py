@@ -147,7 +147,7 @@ class StandIn:
                 "type": "subscribed",
                 "id": request.get("id"),
                 "groups_current": topics,
-                "groups_joined": [],
+                "groups_joined": list(added),
                 "groups_left": [],
                 "denied": [{"topic": topic, "reason": refused[topic]} for topic in asked if topic in refused],
                 "position": since if known else self._position(),

@@ -11,7 +11,7 @@ _STRING_OR_NULL = (str, type(None))
 _KEYS: dict[str, dict[str, type | tuple[type, ...]]] = {
     "welcome": {},
     "event": {"group": str, "event": str},
-    "subscribed": {"groups_current": list, "denied": list, "position": _STRING_OR_NULL},
+    "subscribed": {"groups_current": list, "groups_joined": list, "denied": list, "position": _STRING_OR_NULL},
     "gap": {"topics": list, "reason": str, "to": _STRING_OR_NULL},
     "revoked": {"groups_current": list, "denied": list, "position": _STRING_OR_NULL},
     "pong": {"position": _STRING_OR_NULL},
@@ -56,7 +56,7 @@ def read(data: str | bytes) -> dict[str, Any]:
         raise BadFrame("event: position or payload is missing or of another type")
     if kind in {"subscribed", "revoked"} and not all(_is_denied(item) for item in frame["denied"]):
         raise BadFrame(f"{kind}: denied is no list of topics with reasons")
-    if not all(isinstance(topic, str) for key in ("topics", "groups_current") for topic in frame.get(key, ())):
+    if not all(isinstance(topic, str) for key in ("topics", "groups_current", "groups_joined") for topic in frame.get(key, ())):
         raise BadFrame(f"{kind}: a topic is no text")
     found: dict[str, Any] = frame
     return found

@@ -234,6 +234,7 @@ class Topics:
         self._newest = frame["position"] or self._newest
         position, recovered = frame["position"], frame.get("recovered")
         reasons = {item["topic"]: item["reason"] for item in frame["denied"]}
+        request.joined.update(frame["groups_joined"])  # also topics that were taken away while the request waited
         begun = [name for name in request.joined if name in self._held and name in self._topics]
         place = request.place
         if place is not None and not (place := self._resolve(place)).current and place in self._places:
