@@ -46,13 +46,13 @@ export function connect(url, options = {}) {
   const late = (name, ms, code, what, fail = again) => arm(name, ms, () => fail(new TowerwsError(code, `no ${what} within ${ms} ms`)));
   // `answer`, or an error after `connectMs`. The timer runs on: the caller stops it, or uses its name again.
   const timely = (name, answer) => Promise.race([answer, new Promise((_, fail) => late(name, opt.connectMs, "timeout", "answer", fail))]);
-  const report = (error) => {
-    try { (opt.onerror ?? console.error)(error); } catch (broken) { console.error(broken); }
+  const report = async (error) => {
+    try { await (opt.onerror ?? console.error)(error); } catch (broken) { console.error(broken); }
   };
   const failed = (code, cause, item) => report(new TowerwsError(code, `the ${code} failed: ${cause?.message ?? cause}`, { cause, item }));
-  const change = (to, more) => {
+  const change = async (to, more) => {
     state = to;
-    try { opt.onstate?.({ state, user, ...more }); } catch (error) { failed("onstate", error); }
+    try { await opt.onstate?.({ state, user, ...more }); } catch (error) { failed("onstate", error); }
   };
   const send = (message) => socket.send(JSON.stringify(message));
 
@@ -448,7 +448,7 @@ export function connect(url, options = {}) {
           while (!sub.queue.length) {
             if (why) throw why;
             if (!subs.has(sub)) return;
-            await new Promise((call) => { more = call; });
+            await new Promise((call) => (more = call));
           }
           sub.busy = 1;
           yield sub.queue[0].item;

@@ -573,6 +573,14 @@ test("onerror and onstate that throw, and the default of onerror", async () => {
   assert.equal(silent.state, "closed");
 });
 
+test("onerror and onstate that reject", async () => {
+  const shown = mock.method(console, "error", () => {});
+  const { errors } = await opened(undefined, { onstate: async () => { throw new RangeError("state"); } });
+  assert.deepEqual(errors.map(({ code, cause }) => [code, cause.name]), [["onstate", "RangeError"], ["onstate", "RangeError"]]);
+  await opened(undefined, { store: { get: () => 5, set() {} }, onerror: async () => { throw new Error("onerror"); } });
+  assert.match(String(shown.mock.calls[0]?.arguments[0]), /onerror/);
+});
+
 test("an asynchronous handler gets one item at a time", async () => {
   const { client: made } = await opened();
   const log = [];
