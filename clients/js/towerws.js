@@ -100,7 +100,7 @@ export function connect(url, options = {}) {
       // A browser hides the status of a refused handshake. A request to the same URL gets the same status.
       let status = 0, why;
       try {
-        const answer = await fetch(address.replace(/^ws/, "http"), { credentials: "include", cache: "no-store", redirect: "manual", signal: AbortSignal.timeout(opt.connectMs) });
+        const answer = await fetch(address.replace(/^ws/, "http"), { credentials: "include", cache: "no-store", redirect: "manual", signal: AbortSignal.timeout(DEFAULTS.connectMs) });
         status = answer.status;
         if (status > 399) why = /^[^<]{1,300}/.exec(await answer.text())?.[0].trim(); // The daemon's text, but no HTML page of a proxy.
         else answer.body?.cancel();

@@ -1081,6 +1081,17 @@ for (const [status, once, later] of [[404, "closed", "waiting"], [200, "closed",
   });
 }
 
+test("any connectMs: the status of a refused handshake is found", async () => {
+  globalThis.fetch = async () => ({ status: 403, text: async () => "" });
+  for (const connectMs of [Infinity, 1e12, 1500.5, 0.1]) {
+    const { reasons } = client({ connectMs });
+    await tick();
+    last().lose();
+    await tick();
+    assert.equal(reasons.at(-1).status, 403, `${connectMs}`);
+  }
+});
+
 test("the daemon's reason is told, and a proxy's page is not", async () => {
   for (const [text, message] of [["the credential was refused\n", "no connection (HTTP status 403: the credential was refused)"], ["<html>", "no connection (HTTP status 403)"]]) {
     globalThis.fetch = async () => ({ status: 403, text: async () => text });
