@@ -294,12 +294,12 @@ export function connect(url, options = {}) {
     const joined = new Set(resumed.length ? resumed : fresh); // The next request adds the other topics, without `since`.
     const groups = Object.create(null);
     for (const topic of [...held, ...joined]) {
-      if (!topics.has(topic)) continue;
       const [group, event] = topic.split(".");
-      (groups[group] ??= []).push(event);
+      if (topics.has(topic)) (groups[group] ??= []).push(event);
     }
     asked = { id: ++ids, joined };
-    const message = { groups, since: resumed.length ? position : undefined, id: ids, xrftoken: (opt.xrftoken ?? cookie)() };
+    const message = { groups, since: resumed.length ? position : undefined, id: ids };
+    try { message.xrftoken = (opt.xrftoken ?? cookie)(); } catch (error) { failed("xrftoken", error); }
     if (JSON.stringify(message).length > MAX_REQUEST) return requestFailed("too_many_topics", `the topics have over ${MAX_REQUEST} bytes`);
     late("answer", opt.answerMs, "timeout", "answer to a request");
     send(message);

@@ -1194,6 +1194,12 @@ test("xrftoken comes from the cookie or the option", async (context) => {
   assert.equal(last().requests[0].xrftoken, "mine");
 });
 
+test("an xrftoken that throws is told, and the request goes out without it", async () => {
+  const { errors, got } = await opened(undefined, { xrftoken: () => { throw new Error("no cookie"); } });
+  assert.deepEqual(errors.map(({ message }) => message), ["the xrftoken failed: no cookie"]);
+  assert.deepEqual([last().requests[0].groups, got], [{ jobs: ["a"] }, ["subscribed"]]);
+});
+
 test("no WebSocket", (context) => {
   const before = globalThis.WebSocket;
   globalThis.WebSocket = undefined;
