@@ -24,9 +24,12 @@ export function connect(url, options = {}) {
   let number = 0; // Part of the worker's name. Chromium keeps the name of a worker that died, so the next one gets another name in all tabs.
   let shown = { state: "connecting", user: null };
 
-  const show = (change) => {
+  const report = async (error) => {
+    try { await (rest.onerror ?? console.error)(error); } catch (broken) { console.error(broken); }
+  };
+  const show = async (change) => {
     shown = change;
-    rest.onstate?.(change);
+    try { await rest.onstate?.(change); } catch (cause) { report(new TowerwsError("onstate", `the onstate failed: ${cause?.message ?? cause}`, { cause })); }
   };
   const revived = (error) => error && new TowerwsError(error.code, error.message, { status: error.status });
 
@@ -80,7 +83,7 @@ export function connect(url, options = {}) {
         if (read < ACK) return;
       } else if (data.open) socket.onopen?.();
       else if (data.closed) return end(data.closed);
-      else if (data.error) (rest.onerror ?? console.error)(revived(data.error));
+      else if (data.error) report(revived(data.error));
       else if (data.state && inner.state === "open") show({ ...data.state, reason: revived(data.state.reason) });
       else if (data.ask) {
         const answer = (more) => post({ answer: data.ask, ...more });

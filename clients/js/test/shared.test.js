@@ -246,3 +246,21 @@ test("the machine sleeps: its tabs are kept. A tab that answers no beat for 150 
   assert.equal(made.got.at(-1).closed?.code, 1013);
   assert.ok(live.closed);
 });
+
+test("onstate and onerror that throw or reject in a tab", async () => {
+  const shown = mock.method(console, "error", () => {});
+  const errors = [];
+  const fail = (name) => { throw new Error(name); };
+  const made = client({ onstate: ({ state }) => (state === "waiting" ? fail("throws") : Promise.reject(new Error("rejects"))), onerror: (error) => { errors.push(error.message); fail("onerror"); } }, URL, connect);
+  await tick();
+  await tick();
+  await open(last());
+  await tick();
+  last().lose();
+  await tick();
+  await tick();
+  assert.deepEqual(errors, ["rejects", "rejects", "throws"].map((text) => `the onstate failed: ${text}`));
+  assert.equal(shown.mock.callCount(), 3);
+  made.client.close();
+  await tick();
+});
