@@ -61,8 +61,8 @@ export function connect(url, options = {}) {
   async function dial() {
     const mine = ++run;
     opened = false;
-    badTokens = welcomedAt = 0;
-    sentToken = token = undefined;
+    badTokens = 0;
+    sentToken = token = welcomedAt = undefined;
     change("connecting");
     if (mine !== run) return;
     late("connect", opt.connectMs, "timeout", "connection");
@@ -98,11 +98,11 @@ export function connect(url, options = {}) {
       arm("error");
       if (opened) return again(new TowerwsError("lost", `connection lost (${code}${reason && ` ${reason}`})`));
       // A browser hides the status of a refused handshake. A request to the same URL gets the same status.
-      let status = 0, why;
+      let status = 0, why = "";
       try {
         const answer = await fetch(address.replace(/^ws/, "http"), { credentials: "include", cache: "no-store", redirect: "manual", signal: AbortSignal.timeout(DEFAULTS.connectMs) });
         status = answer.status;
-        if (status > 399) why = /^[^<]{1,300}/.exec(await answer.text())?.[0].trim(); // The daemon's text, but no HTML page of a proxy.
+        if (status > 399) why = (await answer.text()).split("<")[0].slice(0, 300).trim(); // The daemon's text, but no HTML page of a proxy.
         else answer.body?.cancel();
       } catch { /* There is no answer, or it is of another origin and can't be read. */ }
       if (mine !== run) return;
@@ -126,7 +126,7 @@ export function connect(url, options = {}) {
   }
 
   function again(reason, tell, ms) {
-    if (welcomedAt && Date.now() - welcomedAt >= STABLE_MS) tries = 0;
+    if (Date.now() - welcomedAt >= STABLE_MS) tries = 0;
     drop();
     if (tell) report(reason);
     if (state === "closed") return; // by the handler
@@ -322,6 +322,7 @@ export function connect(url, options = {}) {
     asked = null;
     arm("answer");
     for (const topic of joined) deny(topic, code);
+    held.forEach((topic) => topics.has(topic) || held.delete(topic)); // Without another request to leave these topics, which would fail, too.
     doubt();
     report(new TowerwsError(code, `a request failed: ${message}`));
     tell();
@@ -403,7 +404,7 @@ export function connect(url, options = {}) {
 
   function subscribe(groups, handler) {
     if (state === "closed") throw stopped ?? new TowerwsError("closed", "the client is closed");
-    if (handler && !/function|object/.test(typeof handler)) throw new TypeError("the handler must be a function or an object of functions");
+    if (handler && !/function|object/.test(typeof handler)) throw new TypeError("the handler must be a function or an object");
     const sub = { topics: topicsOf(groups), told: new Set(), denied: "[]", queue: [], bytes: 0, busy: 0, wake, end };
     let more, why, iterated;
 

@@ -30,7 +30,7 @@ BUILT: Final = {"client": "towerws", "client-shared": "shared"}
 
 def first_line(source: str = "towerws") -> str:
     """The first line of the built file."""
-    digest = sha256((SOURCE / f"{source}.js").read_bytes()).hexdigest()[:16]
+    digest = sha256((SOURCE / f"{source}.js").read_bytes()).hexdigest()[:HASH_DIGITS]
     return f"// towerws {__version__} (MIT), built from clients/js/{source}.js with the SHA-256 {digest}\n"
 
 

@@ -1194,6 +1194,26 @@ test("xrftoken comes from the cookie or the option", async (context) => {
   assert.equal(last().requests[0].xrftoken, "mine");
 });
 
+test("a request to leave that fails is not repeated, since the third wrong xrftoken stops the client", async () => {
+  const { client: made, got, sub, errors } = await opened();
+  const other = [];
+  made.subscribe({ jobs: ["b"] }, everything(other));
+  await tick();
+  last().answer();
+  sub.close();
+  await tick();
+  last().frame({ type: "error", code: "xrftoken", message: "access denied to channel", id: last().requests.at(-1).id });
+  await tick();
+  assert.deepEqual([last().requests.length, codes(errors)], [3, ["xrftoken"]]);
+  for (const topic of ["jobs.a", "jobs.b"]) last().event(topic, 1);
+  assert.deepEqual([got, other], [["subscribed"], ["subscribed", 1]]);
+  made.subscribe({ jobs: ["a"] }, everything(got));
+  await tick();
+  last().answer();
+  last().event("jobs.a", 2);
+  assert.deepEqual(got, ["subscribed", "subscribed", 2]);
+});
+
 test("an xrftoken that throws is told, and the request goes out without it", async () => {
   const { errors, got } = await opened(undefined, { xrftoken: () => { throw new Error("no cookie"); } });
   assert.deepEqual(errors.map(({ message }) => message), ["the xrftoken failed: no cookie"]);
