@@ -624,6 +624,21 @@ def test_revoked_while_a_request_is_open() -> None:
     assert told(other) == ["subscribed"]
 
 
+def test_a_request_to_leave_that_fails() -> None:
+    """It is not repeated, since it would fail again. A later request leaves the topic."""
+    server, _ = opened("jobs.a")
+    two = Reader(server, ("jobs.b",), slow=False)
+    server.deliver(100)
+    server.topics.leave(two.queue)
+    server.topics.settle()
+    assert len(server.requests) == 3
+    server.topics.request_failed("xrftoken", "access denied to channel")
+    assert len(server.requests) == 3
+    again = Reader(server, ("jobs.b",), slow=False)
+    server.deliver(100)
+    assert told(again) == ["subscribed"]
+
+
 def test_revoked_and_brought_back_by_the_open_request() -> None:
     """The request was on its way with the topic, so it joins the topic again. Events between the two are missing: it is stale."""
     server, reader = opened("jobs.a")

@@ -273,6 +273,7 @@ class Topics:
         joined, self.asked = self.asked.joined, None
         for name in joined:
             self._deny(name, code)
+        self._hold(self._held & self._topics.keys())  # without another request to leave topics, which would fail, too
         self._look_for_unavailable()
         self._report(ClientError(code, f"a request failed: {text}"))
         for queue in list(self.queues):
