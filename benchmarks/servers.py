@@ -10,8 +10,9 @@ import subprocess
 import sys
 import time
 import urllib.request
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Self
+from typing import IO, Any, Self
 
 from private_rabbitmq import free_port
 
@@ -31,14 +32,16 @@ class Server:
     def start(self, *command: str) -> None:
         """Start it and wait until it answers."""
         with self._log.open("ab") as log:
-            self._process = subprocess.Popen(
-                [sys.executable, *command], cwd=ROOT, stdout=log, stderr=log, env={**os.environ, "PYTHONPATH": str(ROOT)}
-            )
+            self._process = self.launch(command, log)
         give_up = time.monotonic() + START_S
         while not self.answers():
             if self._process.poll() is not None or time.monotonic() > give_up:
                 raise RuntimeError(f"{self.name} did not start:\n{self._log.read_text()[-3000:]}")
             time.sleep(0.05)
+
+    def launch(self, command: Sequence[str], log: IO[bytes]) -> subprocess.Popen[bytes]:
+        """Run Python with these arguments. A test has another way to start `Towerws`."""
+        return subprocess.Popen([sys.executable, *command], cwd=ROOT, stdout=log, stderr=log, env={**os.environ, "PYTHONPATH": str(ROOT)})
 
     def answers(self) -> bool:
         """Whether it is ready."""
@@ -85,7 +88,7 @@ class Server:
 
     def __exit__(self, *exc: object) -> None:
         self.thaw()
-        self._process.terminate()
+        self._process.send_signal(signal.SIGTERM)
         try:
             self._process.wait(20)
         except subprocess.TimeoutExpired:
