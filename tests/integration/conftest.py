@@ -59,21 +59,22 @@ def rabbit(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PrivateRabbit]:
         yield node
 
 
-@pytest.fixture
-def fresh_rabbit(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[], PrivateRabbit]]:
-    """A maker of started nodes for tests that kill and restart them. The nodes end with the test."""
+@pytest.fixture(scope="session")
+def second_rabbit(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PrivateRabbit]:
+    """The node of `rabbit_to_kill`, not started."""
     require(NO_BROKER, rabbitmq_bin())
-    nodes: list[PrivateRabbit] = []
+    node = PrivateRabbit(tmp_path_factory.mktemp("second-rabbit"))
+    yield node
+    node.kill()
 
-    def make() -> PrivateRabbit:
-        node = PrivateRabbit(tmp_path_factory.mktemp("fresh-rabbit"))
-        nodes.append(node)
-        node.start()
-        return node
 
-    yield make
-    for node in nodes:
-        node.kill()
+@pytest.fixture
+def rabbit_to_kill(second_rabbit: PrivateRabbit) -> PrivateRabbit:
+    """A running node that a test may freeze, block, stop and kill. Tests share it: each uses its own exchange and queue names."""
+    second_rabbit.resume()
+    second_rabbit.start()
+    second_rabbit.limit_memory("0.4")  # an earlier test may have left an alarm
+    return second_rabbit
 
 
 @pytest.fixture(scope="module")

@@ -228,9 +228,9 @@ async def test_restart_on_an_idle_stream_knows_its_head(rabbit: PrivateRabbit) -
 
 
 @run
-async def test_kill_under_load_loses_nothing_in_stream_mode(fresh_rabbit: Callable[[], PrivateRabbit]) -> None:
+async def test_kill_under_load_loses_nothing_in_stream_mode(rabbit_to_kill: PrivateRabbit) -> None:
     """The broker is killed and restarted under a numbered load. Each confirmed message arrives once, in order, without a gap."""
-    node = fresh_rabbit()
+    node = rabbit_to_kill
     settings = settings_for(node)
     async with consuming(settings) as (source, sink):
         node.save()
@@ -251,9 +251,9 @@ async def test_kill_under_load_loses_nothing_in_stream_mode(fresh_rabbit: Callab
 
 
 @run
-async def test_kill_under_load_is_one_gap_in_queue_mode(fresh_rabbit: Callable[[], PrivateRabbit]) -> None:
+async def test_kill_under_load_is_one_gap_in_queue_mode(rabbit_to_kill: PrivateRabbit) -> None:
     """In queue mode an outage is exactly one gap. The messages after it are in order and not repeated."""
-    node = fresh_rabbit()
+    node = rabbit_to_kill
     settings = settings_for(node, consume="queue")
     async with consuming(settings) as (source, sink):
         load = Load(node, settings)

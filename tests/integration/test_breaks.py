@@ -24,11 +24,11 @@ FAST: dict[str, Any] = {"retry_min_s": 0.05, "retry_max_s": 1}
 
 
 @pytest.mark.timeout(600)
-def test_breaks(fresh_rabbit: Callable[[], PrivateRabbit], tmp_path: Path) -> None:
+def test_breaks(rabbit_to_kill: PrivateRabbit, tmp_path: Path) -> None:
     """A killed broker, a proxy that cuts, freezes and delays, tokens that expire, and a hand-over: each event once, in order, no gap."""
-    rabbit = fresh_rabbit()
+    rabbit = rabbit_to_kill
     with (
-        with_jwt(tmp_path, rabbit.url) as daemon,
+        with_jwt(tmp_path, rabbit.url, "--exchange=t.breaks", "--stream=t.breaks.events") as daemon,
         FaultProxy(("127.0.0.1", daemon.port)) as proxy,
     ):
         rabbit.save()
@@ -36,7 +36,7 @@ def test_breaks(fresh_rabbit: Callable[[], PrivateRabbit], tmp_path: Path) -> No
         with (
             PyClient(url_of(proxy), {"job_events": [1]}, **options) as client,
             StreamFollower(proxy.port, f"/events?topic={TOPIC}", token=lambda: token(5), silence_s=2) as reader,
-            NumberedLoad(rabbit.url, TOPIC, exchange="towerws", stream="towerws.events", per_s=50) as load,
+            NumberedLoad(rabbit.url, TOPIC, exchange="t.breaks", stream="t.breaks.events", per_s=50) as load,
         ):
             client.until_subscribed()
             reader.until_subscribed()
@@ -66,10 +66,9 @@ def test_breaks(fresh_rabbit: Callable[[], PrivateRabbit], tmp_path: Path) -> No
 
 
 @contextmanager
-def with_jwt(folder: Path, broker: str) -> Iterator[HandedDaemon]:
+def with_jwt(folder: Path, broker: str, *flags: str) -> Iterator[HandedDaemon]:
     """A daemon that takes JSON Web Tokens, notices a dead link soon, and can be replaced."""
-    flags = [*jwt_flags(folder), "--websocket-ping-s", "0.5"]
-    with HandedDaemon(folder, broker, *flags, auth="jwt") as daemon:
+    with HandedDaemon(folder, broker, *flags, *jwt_flags(folder), "--websocket-ping-s", "0.5", auth="jwt") as daemon:
         yield daemon
 
 

@@ -105,9 +105,9 @@ def test_bad_messages_are_counted_and_the_next_one_arrives(rabbit: PrivateRabbit
     client.close()
 
 
-def test_stream_survives_a_killed_broker(fresh_rabbit: Callable[[], PrivateRabbit], names: list[str], start: Start) -> None:
+def test_stream_survives_a_killed_broker(rabbit_to_kill: PrivateRabbit, names: list[str], start: Start) -> None:
     """After kill -9 of the broker under load a connected client has every event once, in order, and gets no gap notice."""
-    rabbit = fresh_rabbit()
+    rabbit = rabbit_to_kill
     daemon = start(rabbit.url, *names)
     rabbit.save()
     client = V1Client(daemon.url, {"job_events": [1]}).open()
@@ -126,9 +126,9 @@ def test_stream_survives_a_killed_broker(fresh_rabbit: Callable[[], PrivateRabbi
     client.close()
 
 
-def test_queue_mode_says_one_gap_for_an_outage(fresh_rabbit: Callable[[], PrivateRabbit], names: list[str], start: Start) -> None:
+def test_queue_mode_says_one_gap_for_an_outage(rabbit_to_kill: PrivateRabbit, names: list[str], start: Start) -> None:
     """Without a stream an outage loses messages. Each v1 client gets exactly one gap notice, and order holds before and after it."""
-    rabbit = fresh_rabbit()
+    rabbit = rabbit_to_kill
     daemon = start(rabbit.url, *names, "--consume", "queue")
     clients = [V1Client(daemon.url, {"job_events": [1]}).open() for _ in range(3)]
     before = clients[0].position
@@ -311,9 +311,9 @@ def test_resent_message_is_delivered_once(rabbit: PrivateRabbit, names: list[str
     client.close()
 
 
-def test_daemon_starts_without_a_broker_and_says_so(fresh_rabbit: Callable[[], PrivateRabbit], names: list[str], start: Start) -> None:
+def test_daemon_starts_without_a_broker_and_says_so(rabbit_to_kill: PrivateRabbit, names: list[str], start: Start) -> None:
     """With the broker down at the start clients can connect, and readiness names the reason. Once it is up, the daemon is ready."""
-    rabbit = fresh_rabbit()
+    rabbit = rabbit_to_kill
     rabbit.stop()
     daemon = start(rabbit.url, *names, ready=False)
     assert daemon.get("/readyz")[0] == 503

@@ -185,10 +185,10 @@ def test_twenty_kills(rabbit: PrivateRabbit, tmp_path: Path, chromium: Chromium)
 
 
 @pytest.mark.timeout(600)
-def test_kills_of_the_broker(fresh_rabbit: Callable[[], PrivateRabbit], tmp_path: Path, chromium: Chromium) -> None:
+def test_kills_of_the_broker(rabbit_to_kill: PrivateRabbit, tmp_path: Path, chromium: Chromium) -> None:
     """The broker is killed twice while events are published. The clients stay connected, and get each event once and in order."""
     require(NO_LANGUAGE, node_command())
-    node = fresh_rabbit()
+    node = rabbit_to_kill
     names = ["--exchange", "t.js", "--stream", "t.js.events"]
     with Daemon(tmp_path, node.url, *names) as daemon:
         groups: Any = {"job_events": [1]}

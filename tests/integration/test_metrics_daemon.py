@@ -248,11 +248,12 @@ def test_the_time_from_publishing(rabbit: PrivateRabbit, tmp_path: Path) -> None
         client.close()
 
 
-def test_while_the_broker_is_away(fresh_rabbit: Callable[[], PrivateRabbit], tmp_path: Path) -> None:
+def test_while_the_broker_is_away(rabbit_to_kill: PrivateRabbit, tmp_path: Path) -> None:
     """The metrics are there, and say so. They name neither the broker nor the reason: that is for the admin port."""
-    node = fresh_rabbit()
+    node = rabbit_to_kill
     port = free_port()
-    with Daemon(tmp_path, node.url, "--monitor", f"tcp:{port}:interface=127.0.0.1") as daemon:
+    names = ("--exchange=t.away", "--stream=t.away.events")
+    with Daemon(tmp_path, node.url, *names, "--monitor", f"tcp:{port}:interface=127.0.0.1") as daemon:
         assert fetch(port, "/readyz") == (200, '{"ready": true}\n')
         node.kill()
         found = until(lambda found: value(found, "towerws_broker_failures_total") >= 1, daemon.admin_port)

@@ -7,15 +7,11 @@ import select
 import subprocess
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import pika
 import private_rabbitmq
 import pytest
 from private_rabbitmq import PrivateRabbit, RabbitError
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
 
 
 def _publish_and_read(node: PrivateRabbit) -> bytes | None:
@@ -28,17 +24,17 @@ def _publish_and_read(node: PrivateRabbit) -> bytes | None:
         return body
 
 
-def test_a_killed_node_comes_back_on_the_same_port_with_its_data(fresh_rabbit: Callable[[], PrivateRabbit]) -> None:
+def test_a_killed_node_comes_back_on_the_same_port_with_its_data(tmp_path: Path, rabbit: PrivateRabbit) -> None:
     """A client can keep its URL over a crash of the broker, and finds its queues again."""
-    node = fresh_rabbit()
-    url = node.url
-    assert _publish_and_read(node) == b"hello"
-    node.save()
-    node.kill()
-    assert not node.running
-    node.start()
-    assert node.url == url
-    assert node.queues() == ["kept"]
+    with PrivateRabbit(tmp_path) as node:
+        url = node.url
+        assert _publish_and_read(node) == b"hello"
+        node.save()
+        node.kill()
+        assert not node.running
+        node.start()
+        assert node.url == url
+        assert node.queues() == ["kept"]
 
 
 def test_nothing_survives_the_parent(tmp_path: Path, rabbit: PrivateRabbit) -> None:

@@ -48,13 +48,6 @@ def exchange() -> str:
     return f"producer-{uuid4().hex}"
 
 
-@pytest.fixture(scope="module")
-def own_rabbit(rabbit: PrivateRabbit, tmp_path_factory: pytest.TempPathFactory) -> Iterator[PrivateRabbit]:
-    """A node for tests that freeze, block and kill it. Each leaves it running. Without RabbitMQ, `rabbit` skips or fails the test."""
-    with PrivateRabbit(tmp_path_factory.mktemp("own-rabbit")) as node:
-        yield node
-
-
 @pytest.fixture
 def make(exchange: str) -> Iterator[Callable[..., Producer]]:
     """A maker of producers. At the end they are closed without waiting for their buffered events."""
@@ -416,9 +409,9 @@ def rabbit_pids(node: PrivateRabbit) -> list[int]:
     return [process.pid]
 
 
-def test_a_broker_killed_under_load(own_rabbit: PrivateRabbit, tmp_path: Path, make: Callable[..., Producer]) -> None:
+def test_a_broker_killed_under_load(rabbit_to_kill: PrivateRabbit, tmp_path: Path, make: Callable[..., Producer]) -> None:
     """The broker is killed and restarted while events are emitted, 100,000 in the outage. The client gets each confirmed event once."""
-    node = own_rabbit
+    node = rabbit_to_kill
     exchange = f"killed-{uuid4().hex}"
     with Daemon(tmp_path, node.url, "--exchange", exchange, "--stream", f"{exchange}.events") as daemon:
         node.save()
@@ -472,15 +465,15 @@ def reconnected_without_a_queue(node: PrivateRabbit, exchange: str, producer: Pr
 
 
 def test_a_broker_whose_queues_come_late(
-    own_rabbit: PrivateRabbit, exchange: str, make: Callable[..., Producer], caplog: pytest.LogCaptureFixture
+    rabbit_to_kill: PrivateRabbit, exchange: str, make: Callable[..., Producer], caplog: pytest.LogCaptureFixture
 ) -> None:
     """RabbitMQ accepts connections before its streams take messages. What was emitted waits for the queue, and arrives in order."""
-    producer = make(own_rabbit.url)
-    reconnected_without_a_queue(own_rabbit, exchange, producer)
+    producer = make(rabbit_to_kill.url)
+    reconnected_without_a_queue(rabbit_to_kill, exchange, producer)
     wait_until(lambda: "no queue takes events" in str(producer.stats()["reason"]))
     with pytest.raises(NotConfirmed, match="no queue takes events"):
         producer.publish("job_events.42", {"n": LATE}, timeout=0.1)
-    with Queue(own_rabbit.url, exchange) as queue:
+    with Queue(rabbit_to_kill.url, exchange) as queue:
         assert producer.flush(4 * DEADLINE_S)
         assert [json.loads(queue.get()[2])["n"] for _ in range(LATE + 1)] == [*range(LATE + 1)]
     stats = producer.stats()
@@ -488,25 +481,25 @@ def test_a_broker_whose_queues_come_late(
     assert caplog.text.count("the event is sent again for up to 15 s") == 1
 
 
-def test_a_first_connection_to_a_broker_that_starts(own_rabbit: PrivateRabbit, exchange: str, make: Callable[..., Producer]) -> None:
+def test_a_first_connection_to_a_broker_that_starts(rabbit_to_kill: PrivateRabbit, exchange: str, make: Callable[..., Producer]) -> None:
     """Attempts failed before, so the broker may have just started: the events wait for a queue here, too."""
-    own_rabbit.stop()
-    producer = make(own_rabbit.url)
+    rabbit_to_kill.stop()
+    producer = make(rabbit_to_kill.url)
     producer.emit("job_events.42", {"n": 0})
     wait_until(lambda: producer.stats()["state"] == "down")
-    own_rabbit.start()
+    rabbit_to_kill.start()
     wait_until(lambda: "no queue takes events" in str(producer.stats()["reason"]))
-    with Queue(own_rabbit.url, exchange) as queue:
+    with Queue(rabbit_to_kill.url, exchange) as queue:
         assert json.loads(queue.get()[2]) == {"n": 0}
 
 
 def test_queues_that_never_come(
-    own_rabbit: PrivateRabbit, exchange: str, make: Callable[..., Producer], monkeypatch: pytest.MonkeyPatch
+    rabbit_to_kill: PrivateRabbit, exchange: str, make: Callable[..., Producer], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """After the time for it everything is dropped and counted, and the next one is told at once."""
     monkeypatch.setattr("towerws_producer.publishing.ROUTE_S", 0.3)
-    producer = make(own_rabbit.url)
-    reconnected_without_a_queue(own_rabbit, exchange, producer)
+    producer = make(rabbit_to_kill.url)
+    reconnected_without_a_queue(rabbit_to_kill, exchange, producer)
     assert producer.flush(4 * DEADLINE_S)
     with pytest.raises(Unroutable):
         producer.publish("job_events.42", {}, timeout=DEADLINE_S)
@@ -514,9 +507,9 @@ def test_queues_that_never_come(
     assert (stats["confirmed"], stats["dropped"]) == (1, {"returned": LATE + 1})
 
 
-def test_a_frozen_broker(own_rabbit: PrivateRabbit, exchange: str, make: Callable[..., Producer]) -> None:
+def test_a_frozen_broker(rabbit_to_kill: PrivateRabbit, exchange: str, make: Callable[..., Producer]) -> None:
     """SIGSTOP: the caller is not blocked, and the connection counts as lost. Once the broker runs again, all kept events arrive."""
-    node = own_rabbit
+    node = rabbit_to_kill
     with Queue(node.url, exchange):
         producer = make(node.url, confirm_s=1, attempt_s=1, buffer_bytes=1024**2)
         producer.publish("job_events.42", {}, timeout=DEADLINE_S)
@@ -536,9 +529,9 @@ def test_a_frozen_broker(own_rabbit: PrivateRabbit, exchange: str, make: Callabl
     assert stats["dropped"]["buffer_full"] > 0
 
 
-def test_a_blocked_broker(own_rabbit: PrivateRabbit, exchange: str, make: Callable[..., Producer]) -> None:
+def test_a_blocked_broker(rabbit_to_kill: PrivateRabbit, exchange: str, make: Callable[..., Producer]) -> None:
     """A memory alarm blocks publishing but not the caller, and `publish` names it. Afterwards the kept events arrive."""
-    node = own_rabbit
+    node = rabbit_to_kill
     with Queue(node.url, exchange):
         producer = make(node.url, buffer_bytes=1024**2, blocked_s=60, heartbeat_s=60)
         producer.publish("job_events.42", {}, timeout=DEADLINE_S)

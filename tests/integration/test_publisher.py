@@ -4,7 +4,6 @@ import json
 import signal
 import subprocess
 import time
-from collections.abc import Callable
 from typing import Any
 from uuid import UUID, uuid4
 
@@ -51,9 +50,9 @@ def test_publishes_confirmed(rabbit: PrivateRabbit) -> None:
     connection.close()
 
 
-def test_broker_comes_back(fresh_rabbit: Callable[[], PrivateRabbit]) -> None:
+def test_broker_comes_back(rabbit_to_kill: PrivateRabbit) -> None:
     """If the broker is killed and restarted, publishing takes longer and loses nothing: the next publication arrives."""
-    node = fresh_rabbit()
+    node = rabbit_to_kill
     said: list[str] = []
 
     def tell(text: str) -> None:
@@ -122,9 +121,9 @@ def test_the_command_says_what_became_of_an_event(rabbit: PrivateRabbit) -> None
     assert (code, "not confirmed within 1 s" in said) == (1, True)
 
 
-def test_an_alarm(fresh_rabbit: Callable[[], PrivateRabbit]) -> None:
+def test_an_alarm(rabbit_to_kill: PrivateRabbit) -> None:
     """In a memory alarm `towerws publish` ends at its timeout, and names the alarm. Ctrl-C ends it at once."""
-    node = fresh_rabbit()
+    node = rabbit_to_kill
     exchange = pika.BlockingConnection(pika.URLParameters(node.url))
     exchange.channel().exchange_declare("towerws", "topic", durable=True)
     exchange.close()

@@ -189,9 +189,9 @@ def test_one_message_of_any_producer(tmp_path: Path, rabbit: PrivateRabbit) -> N
 
 
 @pytest.mark.parametrize("consume", ["stream", "queue"])
-def test_after_a_restart_of_the_broker(tmp_path: Path, fresh_rabbit: Callable[[], PrivateRabbit], consume: str) -> None:
+def test_after_a_restart_of_the_broker(tmp_path: Path, rabbit_to_kill: PrivateRabbit, consume: str) -> None:
     """While the broker is down the answer says that the other daemons were not told. After its restart all is as before."""
-    node = fresh_rabbit()
+    node = rabbit_to_kill
     with TwoDaemons(tmp_path, node.url, "--consume", consume) as two:
         here, there = two.daemons
         node.save()
