@@ -16,7 +16,7 @@ from tests.integration.redis_server import PrivateRedis
 from tests.kit.daemon import DEADLINE_S, Daemon, V1Client
 from tests.kit.producer_pythons import CHANNELS_1, CHANNELS_2, CHANNELS_3, CHANNELS_3_NOW, CHANNELS_4, PRODUCER, Environment
 
-EVENTS, WRITERS, EACH = 3000, 4, 250
+EVENTS, WRITERS, EACH = 1000, 4, 100
 
 PROGRAMS = PRODUCER / "tests" / "programs"
 REDIS_LAYER = "towerws_producer.channels_redis.Layer"
@@ -59,7 +59,7 @@ def test_every_event_reaches_the_daemons_client(
     redis_url: str,
     producer_python: Any,
 ) -> None:
-    """3,000 events of one process, 250 of each of four forked writers, and one that is sent at the process's exit."""
+    """1,000 events of one process, 100 of each of four forked writers, and one that is sent at the process's exit."""
     client, exchange, broker = listening
     environ = environment.environ(AWX_BROKER=broker, AWX_EXCHANGE=exchange, AWX_REDIS=redis_url)
     command = [producer_python(environment), PROGRAMS / program, str(EVENTS), str(WRITERS), str(EACH), backend]

@@ -204,6 +204,7 @@ def test_a_token_that_expires(with_jwt: Daemon) -> None:
         while client.notices.count("recovered") < 3:
             with_jwt.publish("job_events.4", {"n": published})
             published += 1
+            time.sleep(0.005)  # the load's pace
         client.until_number(published - 1)
         assert client.numbers == list(range(published))
         assert set(client.notices) == {"subscribed", "recovered"}

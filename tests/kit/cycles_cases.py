@@ -382,7 +382,7 @@ def test_the_broker() -> None:
     rig = SourceRig()
     rig.source.start()
     rig.advance(5)
-    for path, times in ((markers, FEWER), (batches_of_the_broker, FEWER // 5), (reconnects, FEWER // 4)):
+    for path, times in ((markers, FEWER), (batches_of_the_broker, FEWER // 5), (reconnects, FEWER // 10)):
         check(path(rig), times)
     rig.source.stop()
 
