@@ -60,7 +60,7 @@ class Environment:
     def environ(self, **more: str) -> dict[str, str]:
         """Environment variables for a process with these wheels and the producer."""
         kept = {name: value for name, value in os.environ.items() if not name.startswith(("TOWERWS_", "PYTHON", "DJANGO_"))}
-        return {**kept, "PYTHONPATH": f"{PRODUCER}{os.pathsep}{self.folder}", "PYTHONDONTWRITEBYTECODE": "1", **more}
+        return {**kept, "PYTHONPATH": f"{PRODUCER}{os.pathsep}{self.folder}", **more}
 
     def prepare(self) -> None:
         """Install its wheels, unless they are installed. Raises `InstallError` with pip's output."""
