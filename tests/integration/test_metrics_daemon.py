@@ -22,6 +22,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from websockets.sync.client import connect
 
 from tests.integration.conftest import NO_PROMTOOL, require
+from tests.kit import preloaded
 from tests.kit.daemon import DEADLINE_S, SUBPROTOCOL, TWISTD, Daemon, V1Client, publish_all
 from tests.kit.hostile_heads import hostile_heads
 from towerws.admin.metrics import REFUSED
@@ -281,18 +282,12 @@ def test_while_the_broker_is_away(rabbit_to_kill: PrivateRabbit, tmp_path: Path)
         (["--monitro", "tcp:9052"], "did you mean --monitor?"),
     ],
 )
-def test_an_address_that_can_t_be_used(flags: list[str], words: str) -> None:
+def test_an_address_that_can_t_be_used(tmp_path: Path, flags: list[str], words: str) -> None:
     """One line that names the flag and the rule, and status 2. Nothing was started."""
-    done = subprocess.run(
-        [TWISTD, "-n", "towerws", "--auth", "open", *flags],
-        capture_output=True,
-        text=True,
-        check=False,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        timeout=DEADLINE_S,
-    )
-    assert (done.returncode, done.stdout) == (2, "")
-    (line,) = done.stderr.splitlines()
+    with (tmp_path / "output").open("w+b") as file:
+        command = [TWISTD, "-n", "towerws", "--auth", "open", *flags]
+        assert preloaded.start(command, output=file, cwd=tmp_path, env=os.environ).wait(DEADLINE_S) == 2
+    (line,) = (tmp_path / "output").read_text().splitlines()
     assert words in line
 
 
