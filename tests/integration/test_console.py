@@ -76,9 +76,11 @@ class Console(Screen):
 
     def violations(self, axe: str) -> list[Any]:
         """What axe finds on the page as it is shown now: each rule with the elements that break it."""
-        self.page.run(f"{axe}; 0")
+        if not self.page.run("'axe' in window"):
+            self.page.run(f"{axe}; 0")
         found: list[Any] = self.page.run(
-            "axe.run().then(found => found.violations.map(({id, nodes}) => [id, nodes.map(node => [node.target, node.failureSummary])]))"
+            "axe.run({resultTypes: ['violations']})"
+            ".then(found => found.violations.map(({id, nodes}) => [id, nodes.map(node => [node.target, node.failureSummary])]))"
         )
         return found
 
@@ -118,8 +120,9 @@ def test_accessible_and_fits(chromium: Chromium, daemon: Daemon, axe: str, tmp_p
             console.page.run("document.getElementById('confirm').close()")
         console.fits()
         console.picture(tmp_path / f"{name}-{width}.png")
-        console.page.run("document.querySelectorAll('main > section:not([hidden]) details').forEach(details => { details.open = true; })")
-        assert console.violations(axe) == [], "with everything opened"
+        closed = "document.querySelectorAll('main > section:not([hidden]) details:not([open])')"
+        if console.page.run(f"[...{closed}].map(details => details.open = true).length"):
+            assert console.violations(axe) == [], "with everything opened"
     assert console.page.run("document.title").endswith("towerws console")
     assert console.page.run("document.querySelectorAll('main img, main script, main b').length") == 0
 
