@@ -1016,3 +1016,26 @@ def test_a_connection_of_another_process_goes_on_at_its_places() -> None:
     new.hub.flush()
     assert [event["payload"]["n"] for event in successor.take_json()] == [5]
     assert new.hub.flush_to_place(adopted) == (new.hub.position, {})
+
+
+def test_a_topic_is_not_repeated_where_history_reaches_further_back() -> None:
+    """History has dropped the place of a topic that the client joined later. The successor may still hold what came before it."""
+    old, new = Log(max_bytes=20 * (ENTRY_BYTES + TOPIC_BYTES), epoch=STREAM), Log(epoch=STREAM)
+    subscriber, peer = old.join(V1, "a.b")
+    for log in (old, new):
+        since, *_ = log.send("x.1", "a.b", "a.c")
+    old.resume(subscriber, Request(("a.b", "a.c"), since=since.position))
+    peer.full = True
+    for log in (old, new):
+        log.send(*["x.1"] * 50)
+    position, later = old.hub.flush_to_place(subscriber)
+    assert (position, later) == (since.position, {"a.b": old.history.floor.position})
+    place = new.history.find(later["a.b"])
+    assert place is not None
+    successor = FakePeer()
+    adopted = new.hub.join(successor, V1)
+    new.hub.adopt(adopted, since, {"a.b": place.seq, "a.c": since.seq})
+    new.hub.feed(adopted)
+    assert [(event["group"], event["event"]) for event in successor.take_json()] == [("a", "c")]
+    old.send(*["a.b"] * 50)
+    assert old.hub.flush_to_place(subscriber) == (since.position, {"a.b": ""})

@@ -159,3 +159,26 @@ def test_a_credential_that_is_revoked_on_the_way(monkeypatch: pytest.MonkeyPatch
         assert clients[0].close_code() == 1008
         assert adopter.adopt(moved, -1, revoked_at + 0.5) is None
         assert clients[1].close_code() is None
+
+
+def test_a_topic_without_a_place_is_a_gap(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The client is told that events may be missing. It gets no event twice, and what comes later."""
+    with edges() as make:
+        edge = make(ping_s=3600)
+        start = edge.hub.position
+        clients: list[Client] = []
+
+        def adopt(reactor: object, factory: object, descriptor: int, adoption: Adoption) -> WebSocketConnection:
+            clients.append(adopted(edge, adoption))
+            return clients[-1].connection
+
+        monkeypatch.setattr(module, "adopt", adopt)
+        edge.publish("chat.a", {"n": 1})
+        identity = pack_identity(Identity(7, "tower", "s1"))
+        moved = state(start, identity=identity, topics=("chat.a", "chat.b"), joined_later={"chat.a": ""})
+        assert Adopter(edge.clock, edge.factory, ["tower"]).adopt(moved, -1, 0.0) is None
+        edge.publish("chat.a", {"n": 2})
+        edge.clock.advance(0)
+        gap, event = clients[0].take()
+        assert (gap["type"], gap["topics"], gap["from"]) == ("gap", ["chat.a", "chat.b"], start)
+        assert event["payload"] == {"n": 2}

@@ -46,7 +46,7 @@ class ConnectionState:
     """The place in the log up to which the client has got everything."""
     topics: tuple[str, ...]
     joined_later: Mapping[str, str] = field(default_factory=dict)
-    """The topics that it joined while it was behind, each with the position after which it gets deliveries."""
+    """The topics that it joined while it was behind, each with the position after which it gets deliveries. Empty: see `flush_to_place`."""
     unsent: bytes = b""
     """Bytes for the client that are not in the kernel yet."""
     unread: bytes = b""

@@ -169,15 +169,17 @@ class Hub:
     def flush_to_place(self, subscriber: Subscriber) -> tuple[str, dict[str, str]]:
         """Write to the subscriber its rest of the batch. Return its position, and the topics that it joined while behind.
 
-        Each of these topics maps to the position after which the subscriber gets its deliveries.
+        Each of these topics maps to the position after which the subscriber gets its deliveries. The position is empty if history does
+        not hold that place any more, and has lost deliveries of the topic after it.
         """
         position = self.flush_to_position(subscriber)
         if not subscriber.behind:
             return position, {}
-        cursor, later = subscriber.cursor, {}
+        cursor, history, later = subscriber.cursor, self.history, {}
+        lost = history.lost(cursor.seq, subscriber.topics)
         for topic, seq in subscriber.topics.items():
-            if seq > cursor.seq and (joined := self.history.upto(seq)) is not None and joined.seq > cursor.seq:
-                later[topic] = joined.position
+            if seq > cursor.seq and (joined := history.upto(seq) or history.floor).seq > cursor.seq:
+                later[topic] = "" if joined.seq > seq and topic in lost else joined.position
         return position, later
 
     def adopt(self, subscriber: Subscriber, since: Delivery, topics: Mapping[str, int]) -> None:

@@ -111,8 +111,10 @@ class Adopter:
             start = hub.flushed if place is None else place
             topics = dict.fromkeys(state.topics, start.seq)
             for topic, position in state.joined_later.items():
-                later = self._find(position)
-                topics[topic] = start.seq if later is None else max(start.seq, later.seq)
+                if (later := self._find(position)) is None:
+                    place, start = None, hub.flushed  # from any other place, the client would get events twice, or miss some unnoticed
+                else:
+                    topics[topic] = max(start.seq, later.seq)
             connection = adopt(self._reactor, self._websockets, descriptor, Adoption(state, identity, start, topics))
         except OSError as error:
             return NO_DESCRIPTOR if error.errno in (errno.EMFILE, errno.ENFILE) else "the client left"
