@@ -1,9 +1,13 @@
 from __future__ import annotations
 
 import itertools
+import os
 import signal
+import socket
 import subprocess
+import sys
 from collections.abc import Iterator
+from pathlib import Path
 from types import SimpleNamespace
 from typing import cast
 
@@ -79,6 +83,34 @@ def test_one_signal(parent: Supervisor, reactor: MemoryReactorClock, sent: list[
     parent.processes.noted(parent.processes.workers[0], {"STOPPING": "1"})
     reactor.advance(FORWARD_S)
     assert sent == [(102, signal.SIGTERM)]
+
+
+def test_only_the_process_of_a_worker_speaks_for_it(parent: Supervisor, reactor: MemoryReactorClock, tmp_path: Path) -> None:
+    """Another process that has the worker's socket may stop. Only the id of a new process may come from any process."""
+    worker = Worker(Membership(1, 1, str(tmp_path), 1, 0))
+    worker.pid, worker.state = os.getpid(), State.SERVING
+    notes = processes._Notes(reactor, worker, parent.processes.noted)
+    path = worker.membership.notify_path
+    tell = "import socket, sys; socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM).sendto(sys.argv[2].encode(), sys.argv[1])"
+
+    def told_by_another(note: str) -> State:
+        subprocess.run([sys.executable, "-c", tell, path, note], check=True)
+        notes.doRead()
+        return worker.state
+
+    def told(note: bytes) -> State:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as own:
+            own.sendto(note, path)
+        notes.doRead()
+        return worker.state
+
+    try:
+        assert told_by_another("STOPPING=1") is State.SERVING
+        assert told(b"STOPPING=1") is State.STOPPING
+        assert told_by_another("MAINPID=103") is State.SERVING
+        assert worker.pid == 103
+    finally:
+        notes.close()
 
 
 @pytest.fixture

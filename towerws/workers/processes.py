@@ -29,6 +29,7 @@ import enum
 import os
 import signal
 import socket
+import struct
 import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -76,6 +77,10 @@ MAX_NOTE_BYTES: Final = 8192
 
 NOT_PASSED_ON: Final = ("WATCHDOG_PID", "LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES")
 """Variables of the service manager that are only for the parent."""
+
+
+_CREDENTIALS: Final = struct.Struct("3i")
+"""The process, user and group that the kernel names as the sender of a notification (unix(7), `SCM_CREDENTIALS`)."""
 
 
 class State(enum.Enum):
@@ -428,7 +433,11 @@ class Processes:
 
 
 class _Notes:
-    """Reads the notifications of one worker (sd_notify(3)). `noted` gets each of them, as names and values."""
+    """Reads the notifications of one worker (sd_notify(3)). `noted` gets each of them, as names and values.
+
+    Only those of the worker's process count, and `MAINPID` of any process. A process that the worker has started or replaced has the same
+    socket: its `STOPPING` must not count as that of the worker.
+    """
 
     def __init__(self, reactor: Any, worker: Worker, noted: Callable[[Worker, Mapping[str, str]], None]) -> None:
         self._reactor = reactor
@@ -436,6 +445,7 @@ class _Notes:
         self._noted = noted
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         self._socket.setblocking(False)
+        self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
         self._socket.bind(worker.membership.notify_path)
         reactor.addReader(self)
 
@@ -462,10 +472,13 @@ class _Notes:
         """Read all notifications that have arrived."""
         while True:
             try:
-                message = self._socket.recv(MAX_NOTE_BYTES)
+                message, ((_, _, credentials),), _, _ = self._socket.recvmsg(MAX_NOTE_BYTES, socket.CMSG_SPACE(_CREDENTIALS.size))
             except BlockingIOError:
                 return
-            self._noted(self._worker, dict(line.partition("=")[::2] for line in message.decode("utf-8", "replace").split("\n")))
+            note = dict(line.partition("=")[::2] for line in message.decode("utf-8", "replace").split("\n"))
+            sender, *_ = _CREDENTIALS.unpack(credentials)
+            if sender == self._worker.pid or "MAINPID" in note:
+                self._noted(self._worker, note)
 
 
 def _become_subreaper() -> None:
