@@ -587,6 +587,29 @@ def test_a_client_that_resumes_from_before_a_cut_is_told_of_it_in_its_place() ->
     assert messages[2]["position"] == new[0].position
 
 
+@each_row("forgotten", [False, True])
+def test_a_gap_is_told_once_for_each_topic(forgotten: bool) -> None:
+    """A topic that is added from before a gap is told of it. The client knows of it already for the others, also if history drops it."""
+    log = Log(max_bytes=20 * (ENTRY_BYTES + 30 + TOPIC_BYTES), epoch=STREAM)
+    subscriber, peer = log.join(V1, "a.1")
+    kept = log.send("a.1", "b.1")
+    log.send("b.1")
+    log.history.rewind(kept[-1].offset)
+    log.history.head = kept[-1]
+    end = log.history.mark(2, "0123.b", barrier=False)
+    log.hub.flush()
+    log.hub.gap(kept[-1], end, "broker", resumable=True)
+    assert peer.take_json()[-1]["topics"] == ["a.1"]
+    log.resume(subscriber, Request(("a.1", "b.1"), since=kept[0].position))
+    log.resume(subscriber, Request(("a.1", "b.1", "c.1")))
+    if forgotten:
+        log.send(*["b.1"] * 40)
+    log.hub.feed(subscriber)
+    log.drain(subscriber, peer)
+    gaps = [message for message in peer.take_json() if message["type"] == "gap"]
+    assert [gap["topics"] for gap in gaps] == [["b.1"]]
+
+
 def test_topics_that_are_kept_are_not_repeated_by_since() -> None:
     """`since` on a connection that has these events already (C12): only what is joined is caught up on."""
     log = Log()
@@ -611,6 +634,7 @@ class DueGap:
     """A gap that a client must be told of, in its place; `seq` is where it ends."""
 
     seq: int
+    topics: set[str]
     topic: str = ""
 
 
@@ -623,6 +647,21 @@ class Client:
     subscriber: Subscriber
     topics: set[str] = field(default_factory=set)
     due: list[Delivery | DueGap] = field(default_factory=list)
+
+    def lose(self, topics: set[str]) -> None:
+        """The client left these topics."""
+        for one in self.due:
+            if isinstance(one, DueGap):
+                one.topics -= topics
+        self.due = [one for one in self.due if (one.topics if isinstance(one, DueGap) else one.topic not in topics)]
+
+    def tell(self, topics: set[str], ends: set[int]) -> None:
+        """The client must be told that these topics have the gaps with these ends."""
+        gaps = {one.seq: one for one in self.due if isinstance(one, DueGap)}
+        for end in ends if topics and self.dialect is V1 else ():
+            if end not in gaps:
+                self.due.append(gaps.setdefault(end, DueGap(end, set())))
+            gaps[end].topics |= topics
 
 
 class HubMachine(RuleBasedStateMachine):
@@ -684,7 +723,8 @@ class HubMachine(RuleBasedStateMachine):
                 ends = [one.seq for one in covered if isinstance(one, DueGap)]
                 assert end in (ends[-1], history.floor.seq)
                 assert all(isinstance(one, DueGap) or one.seq <= history.floor.seq for one in covered)
-                assert set(message["topics"]) == client.topics
+                named = [one.topics if isinstance(one, DueGap) else {one.topic} for one in covered]
+                assert set(message["topics"]) == set().union(*named)
         if client.peer.ended:
             assert client.peer.ended == [CloseReason.HISTORY]
             assert client.dialect is TOWER
@@ -794,14 +834,14 @@ class HubMachine(RuleBasedStateMachine):
         assert (set(change.joined), set(change.left)) == (joined, client.topics - set(topics))
         assert list(change.current) == sorted(topics)
         client.topics = set(topics)
-        client.due = [one for one in client.due if one.topic in topics or (isinstance(one, DueGap) and topics)]
+        client.lose(set(change.left))
         if recovered and named is not None:
             client.due += [one for one in self.all if one.topic in joined and one.seq > named.seq]
             if stood is None or named.seq < stood:
                 assert change.position == named.position
-                client.due = [one for one in client.due if isinstance(one, Delivery)]
-                if client.dialect is V1 and topics:
-                    client.due += [DueGap(one.seq) for one in self.all if one.seq in self.cuts and one.seq > named.seq]
+                client.tell(joined, {seq for seq in self.cuts if seq > named.seq})
+            else:
+                client.tell(joined, {one.seq for one in client.due if isinstance(one, DueGap) and one.seq > named.seq})
             client.due.sort(key=lambda one: one.seq)
             self.log.hub.feed(subscriber)
         elif not subscriber.behind:
@@ -838,11 +878,11 @@ class HubMachine(RuleBasedStateMachine):
             self.read(client)
 
     def tell(self, start: Delivery, *, resumable: bool = False) -> None:
-        """Announce a gap to all: each v1 client that listens is to get it, once, behind what it is still due of before."""
+        """Announce a gap to all: each v1 client that listens is to get it, once for each topic, behind what it is still due of before."""
         end = self.log.history.head
         for client in self.clients:
             if client.dialect is V1 and client.topics:
-                client.due.append(DueGap(end.seq))
+                client.due.append(DueGap(end.seq, set(client.topics)))
         self.log.hub.gap(start, end, "broker", resumable=resumable)
         self.read_all()
 

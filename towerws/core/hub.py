@@ -322,13 +322,13 @@ class Hub:
         """Tell a subscriber that is behind which topics lost deliveries from history.
 
         Return False if its send buffer must drain first, or if it was closed because its dialect has no notice. The same notice
-        covers the holes that begin before history's oldest delivery. Then it names all topics: for the client all of that is one gap.
+        covers the holes that begin before history's oldest delivery: for the client all of that is one gap.
         """
         end, reason = self.history.floor, "history"
         passed = [hole for hole in subscriber.holes if hole.start.seq <= end.seq]
         holes = subscriber.holes[len(passed) :]
-        if passed:
-            lost, reason = list(subscriber.topics), passed[-1].reason
+        if missed := {topic for hole in passed for topic in subscriber.missed(hole)}:
+            lost, reason = [*missed.union(lost)], passed[-1].reason
             end = max(end, passed[-1].end, key=attrgetter("seq"))
         notice = subscriber.dialect.gap(Gap(tuple(sorted(lost)), subscriber.cursor.position, end.position, reason))
         if notice is not None and not subscriber.send(subscriber.dialect.wrap(notice)):
@@ -344,9 +344,11 @@ class Hub:
     def _notify_hole(self, subscriber: Subscriber, hole: Hole) -> bool:
         """Send a subscriber the notice of a hole, or call its peer's `note_hole` if the dialect has no notice.
 
-        Return False if its send buffer is full.
+        The notice names the topics that it joined before the hole. Without one, nothing is sent. Return False if its send buffer is full.
         """
-        notice = subscriber.dialect.gap(Gap(tuple(sorted(subscriber.topics)), hole.start.position, hole.end.position, hole.reason))
+        if not (topics := subscriber.missed(hole)):
+            return True
+        notice = subscriber.dialect.gap(Gap(tuple(sorted(topics)), hole.start.position, hole.end.position, hole.reason))
         if notice is None:
             subscriber.peer.note_hole()
             return True

@@ -82,6 +82,11 @@ class Subscriber:
         self.holes: Sequence[Hole] = ()
         """The holes that a subscriber that is behind must still get a notice of. The empty tuple is shared: few have any."""
 
+    def missed(self, hole: Hole) -> list[str]:
+        """Return the topics with deliveries that may be lost in this hole: those that it joined before the hole's end."""
+        start, end = hole.start.seq, hole.end.seq  # equal if no delivery of this process was lost
+        return [topic for topic, joined in self.topics.items() if joined <= start or joined < end]
+
     def fall_behind(self, cursor: Delivery) -> None:
         """Put the subscriber behind: the hub feeds it what comes after `cursor` from history."""
         self.cursor, self.behind = cursor, True
