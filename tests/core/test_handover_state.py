@@ -40,6 +40,7 @@ STATES = st.builds(
     unread=st.binary(max_size=200),
     fragments=st.integers(0, 99),
     assembly_left_s=st.none() | TIMES,
+    before=st.none() | st.lists(TEXTS, max_size=3).map(tuple),
     inbox=st.lists(st.tuples(st.binary(max_size=20), st.booleans()), max_size=3).map(tuple),
     opened_at=TIMES,
     valid_at=TIMES,

@@ -10,7 +10,7 @@ from twisted.internet.task import Clock
 from tests.kit.ws_kit import Client, SlowMethod, edges
 from tests.websocket.test_movable import adopted
 from towerws.auth.transfer import pack_identity
-from towerws.core.handover_state import ConnectionState, state_to_json
+from towerws.core.handover_state import VERSION, ConnectionState, state_to_json
 from towerws.core.history import History
 from towerws.core.hub import Hub
 from towerws.core.identity import Identity, Revocation
@@ -127,7 +127,7 @@ def test_batches_are_answered_in_their_order(successor: ReadingProcess, monkeypa
     successor.read()
     known = successor.history.head.position
     told: list[dict[str, Any]] = []
-    process = Successor(Inheritance(2, 3, {}), successor.clock, HandOverCounters())
+    process = Successor(Inheritance(VERSION, 3, {}), successor.clock, HandOverCounters())
     monkeypatch.setattr(process, "_channel", SimpleNamespace(tell=lambda kind, **content: told.append(content)))
     monkeypatch.setattr(process, "_adopter", successor.adopter)
     monkeypatch.setattr(successor.adopter, "adopt", lambda *_: NO_DESCRIPTOR)

@@ -14,7 +14,8 @@ from twisted.internet.address import IPv4Address
 from tests.kit.rows import each_row
 from tests.kit.ws_kit import CONTINUATION, PING, PONG, TEXT, Client, Edge, Edges, MemoryTransport, SlowMethod, edges, frame, request, text
 from tests.websocket.test_compression import deflate
-from towerws.core.handover_state import ConnectionState
+from tests.websocket.test_waits import Scene
+from towerws.core.handover_state import ConnectionState, state_from_json, state_to_json
 from towerws.core.identity import Identity
 from towerws.protocol import WebSocketConnection
 from towerws.websocket.movable import Adoption, AdoptionFactory
@@ -153,6 +154,29 @@ def test_messages_that_waited_move(make: Edges, length: int) -> None:
         method.questions.pop()[1].callback({})
     answers = moved.take()
     assert [answer.get("ping", answer["type"]) for answer in answers] == ["subscribed", 1, 2]
+
+
+@each_row("moves", [1, 2])
+@each_row("v1", [False, True], make=edges)
+def test_a_request_that_waited_is_answered_with_what_it_changed(make: Edges, moves: int, v1: bool) -> None:
+    """The topics that need no question were subscribed before the move. The client hears of them in the answer, once."""
+    scene = Scene(make, v1=v1)
+    scene.client.ask({"jobs": ["summary"]}).take()
+    scene.client.ask({"jobs": ["status_changed"], "job_events": [1]})
+    client, identity = scene.client, scene.client.connection.identity
+    assert identity is not None
+    for _ in range(moves):
+        client.transport.__class__ = FrozenTransport
+        state = state_from_json(state_to_json(client.connection.freeze()))
+        assert sorted(state.topics) == ["jobs.status_changed", "jobs.summary"]
+        start = scene.edge.hub.flushed
+        client = adopted(scene.edge, Adoption(state, identity, start, dict.fromkeys(state.topics, start.seq)))
+    scene.advance(0.5)
+    client.ask({"jobs": ["status_changed"], "job_events": [1]})
+    first, second = ((reply["groups_joined"], reply["groups_left"]) for reply in client.take())
+    mark = "." if v1 else "-"
+    assert first == ([f"job_events{mark}1", f"jobs{mark}status_changed"], [f"jobs{mark}summary"])
+    assert second == ([], [])
 
 
 def adopted(edge: Edge, adoption: Adoption) -> Client:

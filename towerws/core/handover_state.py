@@ -16,7 +16,7 @@ from typing import Any, Final
 
 from towerws.core.frames import masked_frame_head
 
-VERSION: Final = 2
+VERSION: Final = 3
 """Changes with every change of the format that an older release would misread."""
 
 MAX_MESSAGE_BYTES: Final = 32 * 1024 * 1024
@@ -55,6 +55,8 @@ class ConnectionState:
     """Frames of the unfinished message."""
     assembly_left_s: float | None = None
     """Seconds that are left for the unfinished message."""
+    before: tuple[str, ...] | None = None
+    """The subscriptions when the request came that was begun and is not answered. None: they have not changed since."""
     inbox: tuple[tuple[bytes, bool], ...] = ()
     """Messages that wait for their turn, each with whether it was binary. The first one may have been begun: it is handled again."""
     opened_at: float = 0.0
@@ -93,6 +95,7 @@ def state_from_json(found: Mapping[str, Any]) -> ConnectionState:
         for name in _BUCKETS:
             read[name] = None if read[name] is None else (float(read[name][0]), float(read[name][1]))
         read["topics"] = tuple(read["topics"])
+        read["before"] = None if read["before"] is None else tuple(read["before"])
         read["inbox"] = tuple((b64decode(payload, validate=True), bool(is_binary)) for payload, is_binary in read["inbox"])
         return ConnectionState(**read)
     except (KeyError, TypeError, IndexError) as error:

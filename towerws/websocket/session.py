@@ -62,6 +62,7 @@ class Session:
     """The session of one connection, which calls `message`, `feed` and `close`."""
 
     __slots__ = (
+        "_before",
         "_bucket",
         "_cancel",
         "_check_topics_again",
@@ -106,6 +107,8 @@ class Session:
         self._cancel: Callable[[], object] | None = None
         """Cancels what the session waits for. While it is set, new messages are queued."""
         self._pending: PendingRequest | None = None
+        self._before: tuple[str, ...] | None = None
+        """The subscriptions when the request under way came. The answer lists what changed since. None: they have not changed."""
         self._replay: Replay | None = None
         self._withdrawn: dict[str, str] | None = None
         """Topics that `_withdraw` unsubscribed while a request waits, each with the reason. The request must not bring them back."""
@@ -323,13 +326,15 @@ class Session:
             return
         decided = False
 
-        def done(pending: PendingRequest, refusals: dict[str, str]) -> None:
+        def done(refusals: dict[str, str]) -> None:
             nonlocal decided
             decided = True
             self._cancel = self._pending = None
-            self._apply(request, {**others, **refusals, **self._withdrawn_while_waiting(groups, request)}, pending.before)
+            self._apply(request, {**others, **refusals, **self._withdrawn_while_waiting(groups, request)})
             self._handle_next()
 
+        if self._before is None:
+            self._before = tuple(self.subscriber.topics)
         pending = PendingRequest(self._context, self.subscriber, self.identity, request, others, asked, done)
         if not decided:
             self._pending, self._cancel = pending, pending.cancel
@@ -372,6 +377,7 @@ class Session:
         if self._handling is not None and self._cancel is not None:
             inbox.insert(0, self._handling)
         return {
+            "before": self._before,
             "inbox": tuple(inbox),
             "valid_at": self._valid_at,
             "requests": self.requests,
@@ -383,6 +389,7 @@ class Session:
     def restore(self, state: ConnectionState) -> None:
         """Take over the state of the session in another process. `go_on` then handles its messages."""
         settings = self._context.settings
+        self._before = state.before
         self._valid_at = state.valid_at
         self.requests = state.requests
         self._malformed = state.malformed
@@ -496,30 +503,26 @@ class Session:
             return False
         return self._context.reactor.seconds() - self._valid_at > every + MAX_UNCHECKED_S
 
-    def _apply(self, request: Request, refusals: dict[str, str], before: tuple[str, ...] | None = None) -> None:
-        """Subscribe, once the position that the client sent can be judged.
-
-        `refusals`: topics that the user may not get, each with the reason. `before`: the subscriptions when the request came. None:
-        they have not changed since.
-        """
+    def _apply(self, request: Request, refusals: dict[str, str]) -> None:
+        """Subscribe, once the position that the client sent can be judged. `refusals`: topics that the user may not get, with reasons."""
         if self._closed:
             return
         if refusals:
             request = _without(request, refusals)
         if request.since is None:
-            self._subscribe(request, None, before)
+            self._subscribe(request, None)
         elif isinstance(found := self._context.ingest.judge_position(request.since), Pending):
-            self._await_position(request, request.since, before)
+            self._await_position(request, request.since)
         else:
-            self._subscribe(request, found, before)
+            self._subscribe(request, found)
 
-    def _await_position(self, request: Request, since: str, before: tuple[str, ...] | None) -> None:
+    def _await_position(self, request: Request, since: str) -> None:
         """Wait until the position can be judged. After `resume_wait_s`, close with 1013: the client reconnects with the same position."""
         groups = self._context.groups
 
         def judged(found: Delivery | None) -> None:
             self._cancel = None
-            self._subscribe(_without(request, self._withdrawn_while_waiting(groups, request)), found, before)
+            self._subscribe(_without(request, self._withdrawn_while_waiting(groups, request)), found)
             self._handle_next()
 
         def late() -> None:
@@ -538,13 +541,14 @@ class Session:
         by_reload = {} if groups is current else current.withdrawn(self.identity, request.topics)
         return {topic: reason for topic, reason in {**by_recheck, **by_reload}.items() if topic in request.topics}
 
-    def _subscribe(self, request: Request, since: Delivery | None, before: tuple[str, ...] | None) -> None:
+    def _subscribe(self, request: Request, since: Delivery | None) -> None:
         """Put the new subscriptions into force, and answer then."""
         if self._closed:
             return
         denied = list(request.denied)
         self._context.denied += len(denied)
         change = self._context.hub.subscribe(self.subscriber, request, since)
+        before, self._before = self._before, None
         if before is not None:
             current = set(change.current)
             joined = sorted(current.difference(before))

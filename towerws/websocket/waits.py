@@ -35,7 +35,7 @@ that comes later is cached for the next request."""
 class PendingRequest:
     """A request, from its question about access until its answer is known."""
 
-    __slots__ = ("_asked", "_context", "_done", "_identity", "_subscriber", "_timer", "_topics", "before")
+    __slots__ = ("_asked", "_context", "_done", "_identity", "_subscriber", "_timer", "_topics")
 
     _log = Logger()
 
@@ -47,19 +47,17 @@ class PendingRequest:
         request: Request,
         refused: dict[str, str],
         asked: Deferred[dict[str, str]],
-        done: Callable[[PendingRequest, dict[str, str]], None],
+        done: Callable[[dict[str, str]], None],
     ) -> None:
         """Begin to wait, and subscribe the topics that are allowed already, unless the request resumes.
 
         `refused`: topics that are refused without a question, each with its reason. `asked` fires with the refusals among the others.
-        `done(self, refusals)` is called once, unless `cancel` comes first. If `asked` has fired already, that is before this returns.
+        `done(refusals)` is called once, unless `cancel` comes first. If `asked` has fired already, that is before this returns.
         """
         self._context = context
         self._subscriber = subscriber
         self._identity = identity
         self._topics = [topic for topic in request.topics if topic not in refused]
-        self.before = tuple(subscriber.topics)
-        """The subscriptions when the request came. The answer lists what changed since."""
         self._done = done
         self._timer: Any = context.reactor.callLater(ANSWER_S, self.finish, UNAVAILABLE)
         self._asked: Deferred[dict[str, str]] | None = asked
@@ -71,7 +69,7 @@ class PendingRequest:
         """Answer now. Undecided topics are refused for this reason, except those in `kept`."""
         if self._end():
             refused, unknown = self._known()
-            self._done(self, {**refused, **{topic: reason for topic in self._topics if topic in unknown and topic not in kept}})
+            self._done({**refused, **{topic: reason for topic in self._topics if topic in unknown and topic not in kept}})
 
     def supersede(self) -> None:
         """Answer now, because a newer request replaces this one."""
@@ -109,12 +107,12 @@ class PendingRequest:
 
     def _decided(self, refused: dict[str, str]) -> None:
         if self._end():
-            self._done(self, refused)
+            self._done(refused)
 
     def _failed(self, failure: Failure) -> None:
         if self._end():
             self._log.failure("authorization failed unexpectedly; nothing was granted", failure)
-            self._done(self, dict.fromkeys(self._topics, UNAVAILABLE))
+            self._done(dict.fromkeys(self._topics, UNAVAILABLE))
 
 
 class PositionWait:
