@@ -64,10 +64,10 @@ class EndingReactor:
         raise ReactorNotRunning
 
 
-def publish(service: TowerwsService, topic: str, message_id: str | None) -> Outcome:
+def publish(service: TowerwsService, topic: str, message_id: str | None, payload: bytes = b"{}") -> Outcome:
     """What becomes of an event of `POST /publish`."""
     answers: list[Published] = []
-    service._publish(Publication(parse_routing_key(topic), b"{}", message_id)).addCallback(answers.append)
+    service._publish(Publication(parse_routing_key(topic), payload, message_id)).addCallback(answers.append)
     return answers[0].outcome
 
 
@@ -152,6 +152,20 @@ def test_a_repeated_event_is_recognized_by_the_successor(service: TowerwsService
         assert len(other.history) == 101
         assert publish(other, "jobs.1", "once") is Outcome.DUPLICATE
         assert publish(other, "jobs.2", "once") is Outcome.CONFIRMED
+
+
+def test_an_event_that_is_larger_than_a_message_moves(service: TowerwsService, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It moves in parts. The messages stay bounded, and history is the same in the other process."""
+    monkeypatch.setattr(restart, "BATCH_BYTES", 2000)
+    for pad in (10, 1990, 1991, 1992, 20_000, 10, 3000):
+        assert publish(service, "jobs.1", None, b'{"a": "%b"}' % (b"x" * pad)) is Outcome.CONFIRMED
+    pieces = [json.dumps(piece) for piece in service.restarts.history()]
+    assert max(map(len, pieces)) < 6000
+    with running() as other:
+        for piece in pieces:
+            other.restarts._keep(json.loads(piece))
+        held = [[(each.topic, each.payload, each.position) for each in made.history.entries()] for made in (service, other)]
+        assert held[0] == held[1]
 
 
 def test_a_revocation_while_connections_move(service: TowerwsService, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+from base64 import b64decode, b64encode
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
@@ -73,6 +74,8 @@ class Restarts:
         self._hand_over: HandOver | None = None
         self._obstacle = "this daemon was not started by twistd"
         self._reload_noted = False
+        self._parts: list[bytes] = []
+        """The first parts of the payload of the predecessor's next large event."""
         self.below_parent = False
         """Whether this process is a worker. Then its parent goes on when this process ends, and supervises the successor."""
         self._replaced_by = 0
@@ -146,12 +149,20 @@ class Restarts:
         self.accept(True)
 
     def _keep(self, piece: Mapping[str, Any]) -> None:
-        """Add a piece of the predecessor's history, which `history` made there. The first piece names the log."""
+        """Add a piece of the predecessor's history, which `history` made there. The first piece with events names the log."""
         if self._embedded is None:
+            return
+        if "part" in piece:
+            self._parts.append(b64decode(piece["part"]))
             return
         if "log" in piece:
             self._embedded.continue_log(piece["log"], piece["floor"])
-        self._embedded.keep(events_from_json(piece["events"]), piece["offset"])
+        events = events_from_json(piece["events"])
+        if self._parts:
+            topic, rest, offset, message_id = events.pop()
+            events.append((topic, b"".join([*self._parts, rest]), offset, message_id))
+            self._parts.clear()
+        self._embedded.keep(events, piece["offset"])
 
     def stop(self) -> None:
         """End a hand-over that is under way, because this process stops."""
@@ -188,7 +199,7 @@ class Restarts:
         return list(self._websockets.connections)
 
     def history(self) -> Iterable[Mapping[str, object]]:
-        """See `Daemon`."""
+        """See `Daemon`. An event with a large payload is the last one of its piece, and its first parts come before the piece."""
         if self._embedded is None:
             return
         epoch, offset = self._embedded.place
@@ -199,7 +210,10 @@ class Restarts:
             size = 0
             while held and size < BATCH_BYTES:
                 delivery = held.popleft()
-                events.append((delivery.topic, delivery.payload, delivery.offset, delivery.message_id))
+                start = 0
+                for start in range(BATCH_BYTES, len(delivery.payload), BATCH_BYTES):
+                    yield {"part": b64encode(delivery.payload[start - BATCH_BYTES : start]).decode("ascii")}
+                events.append((delivery.topic, delivery.payload[start:], delivery.offset, delivery.message_id))
                 size += EVENT_BYTES + len(delivery.payload) + len(delivery.topic) + len(delivery.message_id or "")
             yield {**first, "events": events_to_json(events), "offset": offset}
             first = {}
