@@ -50,8 +50,9 @@ if missing := [path.name for path in RANKS if not path.exists()]:
 # CI runs the same generated inputs each time, so that a failure is caused by the change. Other runs look for new inputs.
 IN_CI = os.environ.get("CI") == "true"
 
-settings.register_profile("towerws", deadline=None)
-settings.register_profile("ci", deadline=None, derandomize=True)
+_examples = int(os.environ.get("HYPOTHESIS_EXAMPLES", "100"))  # script/unit tries fewer
+settings.register_profile("towerws", deadline=None, max_examples=_examples)
+settings.register_profile("ci", deadline=None, max_examples=_examples, derandomize=True)
 settings.load_profile("ci" if IN_CI else "towerws")
 
 os.environ.setdefault("FUZZ_SEED", "1" if IN_CI else str(time.time_ns() % 2**32))
